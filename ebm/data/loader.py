@@ -1,0 +1,162 @@
+"""Batches of a `.beton` file for training: a function of (seed, step), whatever reads them and however many processes.
+
+Pixels are uint8 outside and v / 127.5 - 1, in [-1, 1], inside.
+"""
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count as counting
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ebm.data.beton import Beton
+from ebm.data.manifest import Manifest
+from ebm.data.order import batch_indices, share, steps_per_epoch
+from ebm.data.stream import ffcv_batches, guarded, has_ffcv
+from ebm.randomness import generator
+
+
+def to_float(x: Tensor) -> Tensor:
+    """Pixels in [-1, 1], float32, of uint8 ones of any shape."""
+    return x.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Nearest uint8 pixels of ones in [-1, 1]; beyond that range they are clamped."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def flipped(x: Tensor, *, seed: int, step: int, batch: int, rows: slice) -> Tensor:
+    """Each image of (b, C, H, W) mirrored left to right with probability ½, by its row in the global batch."""
+    coins = torch.rand(batch, generator=generator(x.device, seed, "flip", step), device=x.device)[rows] < 0.5
+    return torch.where(coins[:, None, None, None], x.flip(-1), x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A `.beton` file that agrees with its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Raises FileNotFoundError or ValueError, with the cure, if it is absent or not what its manifest says."""
+        manifest = Manifest.load(path)
+        manifest.check(path, whole=False)
+        beton = Beton.open(path)
+        if (beton.count, beton.height, beton.width) != (manifest.count, manifest.height, manifest.width):
+            raise ValueError(f"{path}: holds other images than its manifest says; make it again, with --force")
+        return cls(path=Path(path), manifest=manifest)
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.manifest.count
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of one image."""
+        return 3, self.manifest.height, self.manifest.width
+
+    def images(self, indices: Tensor, *, device: torch.device | str) -> Tensor:
+        """The images at ``indices`` (n,), unflipped, (n, 3, H, W) float32 in [-1, 1]; IndexError beyond the count."""
+        rows = torch.from_numpy(Beton.open(self.path).rows(indices.cpu().numpy()))
+        return to_float(rows.to(device).permute(0, 3, 1, 2).contiguous())
+
+    def batches(
+        self, *, batch: int, seed: int, start: int, rank: int, world: int, device: torch.device | str, flip: bool,
+        resident_bytes: int, workers: int, timeout: float,
+    ) -> Iterator[Tensor]:
+        """Rank's share of the global batch of each step from ``start``, (batch / world, 3, H, W) float32, without end.
+
+        A set of at most ``resident_bytes`` bytes is read once and kept on the device; a larger one streams through
+        FFCV with ``workers`` threads. Raises ValueError for a batch that does not fit, TimeoutError in place of a hang.
+        """
+        rows = share(batch, rank, world)
+        steps_per_epoch(count=self.count, batch=batch)
+        if start < 0:
+            raise ValueError(f"start: {start!r} is not accepted; it must be a step from 0")
+        if workers < 1:
+            raise ValueError(f"workers: {workers!r} is not accepted; FFCV needs at least 1 thread")
+        reader = Reader(dataset=self, batch=batch, seed=seed, rows=rows, device=torch.device(device), workers=workers,
+                        timeout=timeout)
+        resident = self.count * int(np.prod(self.shape)) <= resident_bytes
+        return reader.floats(start, flip=flip, resident=resident)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """The three ways to read one process's share, ``rows``, of every global batch; all give the same bits."""
+
+    dataset: Dataset
+    batch: int
+    seed: int
+    rows: slice
+    device: torch.device
+    workers: int
+    timeout: float
+
+    def floats(self, start: int, *, flip: bool, resident: bool) -> Iterator[Tensor]:
+        """Batches (b, 3, H, W) in [-1, 1] from step ``start``."""
+        pixels = self.resident(start) if resident else self.streamed(start) if has_ffcv() else self.gathered(start)
+        with closing(pixels):  # closing the batches ends the reading threads
+            for step, x in zip(counting(start), map(to_float, pixels), strict=False):
+                yield flipped(x, seed=self.seed, step=step, batch=self.batch, rows=self.rows) if flip else x
+
+    def indices(self, step: int) -> Tensor:
+        """This process's images of ``step``, (b,) int64."""
+        return batch_indices(count=self.dataset.count, batch=self.batch, seed=self.seed, step=step)[self.rows]
+
+    def on_device(self, x: Tensor) -> Tensor:
+        """Images (b, H, W, 3) on the CPU as (b, 3, H, W) on the device."""
+        return x.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+
+    def resident(self, start: int) -> Generator[Tensor]:
+        """Batches (b, 3, H, W) uint8 out of the whole set, which lies on the device after one pass over the file."""
+        images = torch.empty(self.dataset.count, *self.dataset.shape, dtype=torch.uint8, device=self.device)
+        place = 0
+        for part in self.parts():
+            images[place:place + len(part)] = self.on_device(part)
+            place += len(part)
+        for step in counting(start):
+            yield images[self.indices(step).to(self.device)]
+
+    def parts(self) -> Iterable[Tensor]:
+        """The whole set once and in the file's order, (n, H, W, 3) uint8 on the CPU, at most 32 MiB at a time."""
+        every, size = np.arange(self.dataset.count), max(1, (32 << 20) // int(np.prod(self.dataset.shape)))
+        if has_ffcv():
+            source = ffcv_batches(self.dataset.path, [every], batch=min(size, len(every)), workers=self.workers,
+                                  device=self.device, drop_last=False)
+            return guarded(source, timeout=self.timeout, path=self.dataset.path)
+        beton = Beton.open(self.dataset.path)
+        return (torch.from_numpy(beton.rows(every[i:i + size])) for i in range(0, len(every), size))
+
+    def streamed(self, start: int) -> Generator[Tensor]:
+        """Batches (b, 3, H, W) uint8 through FFCV."""
+        size = self.rows.stop - self.rows.start
+        source = ffcv_batches(self.dataset.path, self.epochs(start), batch=size, workers=self.workers,
+                              device=self.device, drop_last=True)
+        with closing(guarded(source, timeout=self.timeout, path=self.dataset.path)) as parts:
+            for x in parts:
+                yield self.on_device(x)
+
+    def epochs(self, start: int) -> Iterator[NDArray[np.int64]]:
+        """This process's images from step ``start`` to its epoch's end, then epoch by epoch, each (n,) int64."""
+        steps = steps_per_epoch(count=self.dataset.count, batch=self.batch)
+        while True:
+            end = (start // steps + 1) * steps
+            yield torch.cat([self.indices(step) for step in range(start, end)]).numpy()
+            start = end
+
+    def gathered(self, start: int) -> Generator[Tensor]:
+        """Batches (b, 3, H, W) uint8 read from the mapped file one by one."""
+        beton = Beton.open(self.dataset.path)
+        for step in counting(start):
+            yield self.on_device(torch.from_numpy(beton.rows(self.indices(step).numpy())))

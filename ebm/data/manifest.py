@@ -1,0 +1,56 @@
+"""The manifest `<file>.json` that stands beside a `.beton` file: what it holds, its length and its hash."""
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What one `.beton` file holds: the source's name, images, their size in pixels, the file's bytes and SHA-256."""
+
+    source: str
+    count: int
+    height: int
+    width: int
+    bytes: int
+    sha256: str
+
+    @staticmethod
+    def beside(path: str | Path) -> Path:
+        """The manifest's own path."""
+        return Path(f"{path}.json")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Manifest of the `.beton` file ``path``; raises FileNotFoundError without one, ValueError if unreadable."""
+        place = cls.beside(path)
+        if not place.exists():
+            absent = "no manifest beside it" if Path(path).exists() else "no such data file"
+            raise FileNotFoundError(f"{path}: {absent}; make it with tools/prepare_data.py")
+        try:
+            values = json.loads(place.read_text(encoding="utf-8"))
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{place}: not a manifest ({error!r}); make the data again, with --force") from error
+
+    def to_json(self) -> str:
+        """The manifest's text, one field a line."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def check(self, path: str | Path, *, whole: bool) -> None:
+        """Raises FileNotFoundError or ValueError unless ``path`` has this length and, where ``whole``, this hash."""
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such data file; make it with tools/prepare_data.py")
+        if (size := path.stat().st_size) != self.bytes:
+            raise ValueError(f"{path}: damaged: {size} bytes where its manifest says {self.bytes}; "
+                             "make it again, with --force")
+        if whole:
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != self.sha256:
+                raise ValueError(f"{path}: damaged: SHA-256 {found[:12]}... where its manifest says "
+                                 f"{self.sha256[:12]}...; make it again, with --force")

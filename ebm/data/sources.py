@@ -1,0 +1,117 @@
+"""Where images come from: each source is a function that returns a `Source`, and a new one is one more function."""
+from __future__ import annotations
+
+import hashlib
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[np.uint8]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """``count`` uint8 (H, W, 3) images of one size, made anew by each call of ``images``; ``name`` says which."""
+
+    name: str
+    count: int
+    images: Callable[[], Iterator[Pixels]]
+
+
+def digest(content: bytes) -> str:
+    """Eight letters that change with the content, so that a source's name tells a changed source from the old one."""
+    return hashlib.blake2b(content, digest_size=4).hexdigest()
+
+
+def cifar10(root: str | Path, *, train: bool, download: bool) -> Source:
+    """CIFAR-10 (Krizhevsky 2009), 50,000 training or 10,000 test images of 32 x 32, checked by MD5.
+
+    ``root`` is the folder that holds (or is) ``cifar-10-batches-py``, or where ``download`` puts it. Asking for its
+    images raises FileNotFoundError if they are neither there nor to be had.
+    """
+    root = Path(root).parent if Path(root).name == "cifar-10-batches-py" else Path(root)
+
+    def images() -> Iterator[Pixels]:
+        from torchvision.datasets import CIFAR10
+
+        try:
+            with warnings.catch_warnings():  # numpy: the published pickles give a flag as 0 that is now a bool
+                warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+                data = CIFAR10(str(root), train=train, download=download).data
+        except (OSError, RuntimeError) as error:
+            cure = f"and none to be fetched ({error})" if download else "and its download is not allowed"
+            raise FileNotFoundError(f"{root}: no intact cifar-10-batches-py there, {cure}; "
+                                    "give the folder that holds it") from error
+        yield from data
+
+    return Source(name=f"cifar10 {'train' if train else 'test'}", count=50_000 if train else 10_000, images=images)
+
+
+def square(file: Path, *, size: int) -> Pixels:
+    """The file's image as (size, size, 3), cut to its central square, resized only if needed.
+
+    Raises ValueError, naming the file, if it cannot be read.
+    """
+    try:
+        with Image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel (mode {opened.mode})")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}: not a readable image ({error})") from error
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    image = image.crop((left, top, left + edge, top + edge))
+    if edge != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)  # Pillow widens the filter when it shrinks
+    return np.array(image)
+
+
+def folder(path: str | Path, *, size: int) -> Source:
+    """Every png, jpg, jpeg, webp and bmp file under ``path``, in the order of their paths, as size x size RGB.
+
+    Raises ValueError if there is none or ``size`` is below 1; an unreadable file raises ValueError when reached.
+    """
+    path = Path(path)
+    if size < 1:
+        raise ValueError(f"size: {size!r} is not accepted; it must be at least 1 pixel")
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder")
+    files = sorted((file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+                    and not file.name.startswith(".")), key=lambda file: file.relative_to(path).as_posix())
+    if not files:
+        raise ValueError(f"{path}: holds no {', '.join(sorted(SUFFIXES))} file")
+    listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)
+    return Source(name=f"folder {path.resolve().name} at {size} pixels, listing {digest(listing.encode())}",
+                  count=len(files), images=lambda: (square(file, size=size) for file in files))
+
+
+def npz(path: str | Path, *, key: str) -> Source:
+    """The uint8 array ``key`` of an .npz file: (N, H, W, 3), or grey as (N, H, W, 1) or (N, H, W).
+
+    Raises FileNotFoundError, or ValueError that lists the file's arrays, if it is not such an array.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not an .npz file")
+    with np.load(path, allow_pickle=False) as arrays:
+        if key not in arrays.files:
+            raise ValueError(f"{path}: has no array {key!r}; it holds {', '.join(arrays.files) or 'none'}")
+        array = arrays[key]
+    shape = f"{array.dtype} {array.shape}"
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
+        raise ValueError(f"{path}: array {key!r} is {shape}; uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W) is accepted")
+    images: Pixels = np.broadcast_to(array, (*array.shape[:3], 3))
+    return Source(name=f"npz {path.name}:{key}, content {digest(array.tobytes())}", count=len(images),
+                  images=lambda: iter(images))

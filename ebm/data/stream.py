@@ -1,0 +1,124 @@
+"""Batches of a `.beton` file through FFCV in an order of our own, and the guard around a pipeline that may hang."""
+from __future__ import annotations
+
+import queue
+import threading
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+T = TypeVar("T")
+MISSING = (
+    "FFCV cannot be imported ({error}); images are read by a plain loop instead: the same batches, more slowly. "
+    "`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturbojpeg (Debian: build-essential pkg-config "
+    "libopencv-dev libturbojpeg0-dev); tools/build_ffcv_wheel.sh makes a wheel that needs none of them"
+)
+
+
+def has_ffcv() -> bool:
+    """Whether FFCV can be imported; if not, warns once with what is missing."""
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it imports modules that newer Pythons call deprecated
+            import numba
+            from ffcv.pipeline.compiler import Compiler
+            from numba.core import config
+    except ImportError as error:
+        warnings.warn(MISSING.format(error=error), stacklevel=3)
+        return False
+    finally:
+        torch.set_num_threads(threads)  # its import sets torch to one thread
+
+    def set_num_threads(cls: type[Compiler], n: int) -> None:
+        cls.num_threads = min(n, vars(config)["NUMBA_NUM_THREADS"])
+        numba.set_num_threads(cls.num_threads)
+
+    # FFCV's own also sets torch's threads, for the whole process and again at each epoch, in the middle of training:
+    # that would slow the CPU's arithmetic and change its rounding.
+    Compiler.set_num_threads = classmethod(set_num_threads)
+    return True
+
+
+def ffcv_batches(
+    path: Path, orders: Iterable[NDArray[np.int64]], *, batch: int, workers: int, device: torch.device, drop_last: bool
+) -> Iterator[Tensor]:
+    """Images (batch, H, W, 3) uint8 on the CPU, each order's in turn, ready to be copied to ``device``."""
+    from ffcv.fields.decoders import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # this thread's: FFCV takes the current device's streams
+    loader: Any = None
+    for order in orders:
+        rows = order.astype(np.uint64)
+        if loader is None:  # the seed is unused, but without one it would draw from numpy's global stream
+            loader = Loader(str(path), batch_size=batch, num_workers=workers, os_cache=True, seed=0, indices=rows,
+                            order=OrderOption.SEQUENTIAL, drop_last=drop_last,
+                            pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()]})
+        # Loader takes only its own orders (it tests isinstance where it means issubclass); the sequential one
+        # goes through these indices as they stand.
+        loader.traversal_order.indices = loader.first_traversal_order = rows
+        epoch = iter(loader)
+        try:
+            for (images,) in epoch:  # its buffer is used again, so what leaves here is a copy
+                yield images.pin_memory() if device.type == "cuda" else images.clone()
+        finally:
+            epoch.close()
+
+
+def guarded(source: Iterable[T], *, timeout: float, path: Path) -> Generator[T]:
+    """Items of ``source``, drawn two ahead in a thread of their own; TimeoutError if one takes ``timeout`` seconds.
+
+    FFCV's pipeline thread ends silently when something raises inside it, and its reader then waits for ever.
+    """
+    box: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=2)
+    stop = threading.Event()
+    thread = threading.Thread(target=fill, args=(source, box, stop), daemon=True, name="ebm-data")
+    thread.start()
+    try:
+        while True:
+            try:
+                kind, item = box.get(timeout=timeout)
+            except queue.Empty:
+                raise TimeoutError(f"{path}: no batch for {timeout:g} seconds; its file system hangs, or FFCV's "
+                                   "pipeline stopped on an error (damaged file, memory full), printed above") from None
+            if kind == "end":
+                return
+            if kind == "error":
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=1.0)  # a thread that hangs in FFCV stays behind; as a daemon it holds up nothing
+
+
+def fill(source: Iterable[Any], box: queue.Queue[tuple[str, Any]], stop: threading.Event) -> None:
+    """Puts ("item", x) for each x, then ("end", None) or ("error", exception) into the box, until ``stop`` is set."""
+    def put(kind: str, item: object) -> bool:
+        while not stop.is_set():
+            try:
+                box.put((kind, item), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    items = iter(source)
+    try:
+        while put("item", next(items)):
+            pass
+    except StopIteration:
+        put("end", None)
+    except BaseException as error:
+        put("error", error)
+    finally:
+        if hasattr(items, "close"):
+            items.close()

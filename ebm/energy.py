@@ -1,0 +1,106 @@
+"""The energy E(x, σ) of an image and its score −∇E, and the same network as a direct score for comparison."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ebm.schedule import positive
+
+Head = Callable[[Tensor, Tensor], Tensor]
+
+
+def pooled(y: Tensor, f: Tensor) -> Tensor:
+    """φ = Σ f: the network's outputs (B, C', H', W') added up, (B,)."""
+    return f.flatten(1).sum(1)
+
+
+def inner_product(y: Tensor, f: Tensor) -> Tensor:
+    """φ = ½⟨y, f⟩: (B, C, H, W) twice -> (B,); a network trained as a score is a warm start for it."""
+    return 0.5 * (y * f).flatten(1).sum(1)
+
+
+def squared_residual(y: Tensor, f: Tensor) -> Tensor:
+    """φ = ½‖y‖² − ½‖y − f‖²: (B, C, H, W) twice -> (B,); zero where f is, so that training starts at the Gaussian."""
+    return (y * f - 0.5 * f.square()).flatten(1).sum(1)
+
+
+class Preconditioned(nn.Module):
+    """A network on inputs and targets of unit variance at every σ (EDM, Karras et al. 2022, table 1).
+
+    ``network(y, c_noise)`` takes y = c_in x of shape (B, C, H, W) and c_noise = ln σ / 4 of shape (B,).
+    Raises ValueError unless ``sigma_data``, the pixels' standard deviation, is positive.
+    """
+
+    def __init__(self, network: nn.Module, *, sigma_data: float) -> None:
+        super().__init__()
+        positive(sigma_data=sigma_data)
+        self.network = network
+        self.sigma_data = sigma_data
+
+    def features(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """The raw network's outputs at σ, in y's precision: what heads build on leaves mixed precision here."""
+        output: Tensor = self.network(y, sigma.log() / 4)
+        return output.to(y.dtype)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + σ_data²), (B,) -> (B, 1, 1, 1): the one place where σ is broadcast to images."""
+        return (sigma.square() + self.sigma_data**2).rsqrt()[:, None, None, None]
+
+    def score_of(self, x: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
+        """The score −c_in² x + (σ_data/σ) c_in F, where F (B, C, H, W) estimates (x₀ − c_skip x)/c_out."""
+        c_in = self.c_in(sigma)
+        return -(c_in.square()) * x + (self.sigma_data / sigma)[:, None, None, None] * c_in * target
+
+
+class Energy(Preconditioned):
+    """E(x, σ) = ‖x‖² / (2(σ² + σ_data²)) − (σ_data/σ) φ(c_in x; ln σ/4), whose score is EDM's with F = ∇φ.
+
+    φ is made from the network's output by ``head``: see `pooled`, `inner_product` and `squared_residual`.
+    E is known up to a function of σ alone. Lower is likelier.
+    """
+
+    def __init__(self, network: nn.Module, head: Head, *, sigma_data: float) -> None:
+        super().__init__(network, sigma_data=sigma_data)
+        self.head = head
+
+    def potential(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """φ(y; ln σ/4): (B, C, H, W), (B,) -> (B,)."""
+        return self.head(y, self.features(y, sigma))
+
+    def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E(x, σ): (B, C, H, W), (B,) -> (B,)."""
+        c_in = self.c_in(sigma)
+        gaussian = 0.5 * (c_in * x).square().flatten(1).sum(1)
+        return gaussian - self.sigma_data / sigma * self.potential(c_in * x, sigma)
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """−∇E(x, σ), of x's shape; differentiable, and available under ``no_grad`` (not under ``inference_mode``)."""
+        # torch.func.grad rather than autograd.grad: the only one of the two that torch.compile can trace.
+        gradient = torch.func.grad(lambda y: self.potential(y, sigma).sum())(self.c_in(sigma) * x)
+        return self.score_of(x, sigma, gradient)
+
+    forward = score  # DistributedDataParallel synchronises only what goes through forward
+
+
+class DirectScore(Preconditioned):
+    """The control: the same network and preconditioning, F = f, so that there is a score but no energy behind it."""
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The network's estimate of −∇E, (B, C, H, W), (B,) -> (B, C, H, W)."""
+        return self.score_of(x, sigma, self.features(self.c_in(sigma) * x, sigma))
+
+    forward = score
+
+
+def check_shapes(model: Preconditioned, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError where model and images of ``shape`` (C, H, W) don't fit together, without computing anything."""
+    y = torch.zeros(1, *shape, device="meta")
+    f = copy.deepcopy(model.network).to("meta")(y, y[:, 0, 0, 0])
+    if f.shape != y.shape and not (isinstance(model, Energy) and model.head is pooled):
+        raise ValueError(
+            f"model: its network turns images {tuple(y.shape[1:])} into {tuple(f.shape[1:])}, "
+            "which only the pooled head accepts; choose head=pooled or a U-Net"
+        )

@@ -1,0 +1,77 @@
+"""Layers that networks share. All are smooth and differentiable twice, since a score loss differentiates the gradient."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NoiseEmbedding(nn.Module):
+    """c_noise (B,) -> (B, width): Fourier features at fixed frequencies, then two layers."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # c_noise = ln σ/4 spans about 2.7 for σ in [0.002, 80]: periods from 25 down to 0.2 tell its levels apart.
+        self.register_buffer("frequencies", torch.logspace(math.log10(0.25), math.log10(32), 16), persistent=False)
+        self.layers = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angle = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
+        embedding: Tensor = self.layers(torch.cat([angle.cos(), angle.sin()], dim=1))
+        return embedding
+
+
+class Modulation(nn.Module):
+    """Scales and shifts the channels of h (B, C, H, W) by the noise embedding; starts as the identity."""
+
+    def __init__(self, embedding: int, channels: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.affine.weight)
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(h + shift, h, scale)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with groups of ``per_group`` channels, left in the precision of its input."""
+
+    def __init__(self, channels: int, *, per_group: int = 16) -> None:
+        super().__init__(max(1, channels // per_group), channels, eps=1e-5)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.group_norm(h, self.num_groups, self.weight.to(h.dtype), self.bias.to(h.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    """Self-attention over pixels with a residual; written out, since fused kernels have no second derivative."""
+
+    def __init__(self, channels: int, *, head_width: int = 64) -> None:
+        super().__init__()
+        if channels % min(head_width, channels):
+            raise ValueError(f"width: {channels!r} channels don't divide into attention heads of {head_width}")
+        self.heads = max(1, channels // head_width)
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)  # a bias on keys has no gradient through softmax
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        batch, channels, height, width = h.shape
+        qkv = self.qkv(self.norm(h)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = qkv.unbind(1)  # each (B, heads, channels/heads, H·W)
+        weight = (q.transpose(-1, -2) @ k / math.sqrt(q.shape[2])).softmax(dim=-1)
+        out: Tensor = h + self.out((v @ weight.transpose(-1, -2)).reshape(h.shape))
+        return out
+
+
+def zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with its parameters at zero, so that what it closes starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

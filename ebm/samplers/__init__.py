@@ -1,0 +1,1 @@
+"""Samplers: each is a generator of steps, from standard normal noise to images."""

@@ -1,0 +1,38 @@
+"""How much is trained, and in what pieces. Time is counted in images."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Sizes and lengths of training; ``batch`` is the global batch, ``micro_batch`` the most one process holds at once.
+
+    Raises ValueError for lengths below 1 and for batches that don't divide among the processes.
+    """
+
+    images: int
+    batch: int
+    micro_batch: int
+    clip: float
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "micro_batch", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not accepted; it must be positive")
+
+    @property
+    def steps(self) -> int:
+        """Steps in the whole run."""
+        return max(1, self.images // self.batch)
+
+    def pieces(self, world: int) -> int:
+        """Passes by which one process accumulates its share of the batch."""
+        if self.batch % world:
+            raise ValueError(f"batch: {self.batch} is not accepted; it must divide among {world} processes")
+        share = self.batch // world
+        pieces = -(-share // self.micro_batch)
+        if share % pieces:
+            raise ValueError(f"micro_batch: {self.micro_batch} is not accepted; {share} images a process must divide "
+                             f"into equal pieces of at most that size")
+        return pieces

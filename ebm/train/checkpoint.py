@@ -1,0 +1,112 @@
+"""Checkpoints that no kill can damage: written aside, named by their own hash, moved into place in one step."""
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+State = dict[str, Any]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader finds the old one or the new one whole, even after a power cut."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint's bytes don't have the hash in its name, or can't be read."""
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> State:
+    """The state saved in ``path``; raises DamagedCheckpoint if it is not what was written."""
+    match = NAME.fullmatch(path.name)
+    content = path.read_bytes()
+    if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
+        raise DamagedCheckpoint(f"{path}: damaged, its content doesn't have the hash in its name")
+    state: State = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    return state
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last ``keep`` and the best by held-out loss."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        if keep < 1:
+            raise ValueError(f"keep: {keep!r} is not accepted; it must be at least 1")
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        """Whole checkpoints, newest first."""
+        return sorted((path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Writes the state after ``step`` steps and drops what is no longer kept; raises OSError with all else intact."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        content = buffer.getvalue()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+        if not path.exists():
+            write_atomically(path, content)
+        self._prune()
+        return path
+
+    def mark_best(self, path: Path, loss: float) -> bool:
+        """Keeps ``path`` beyond its time if its held-out loss is the least so far; says whether it is."""
+        best = self.best()
+        if best is not None and best[1] <= loss:
+            return False
+        write_atomically(self.folder / "best.json", json.dumps({"file": path.name, "loss": loss}).encode())
+        self._prune()
+        return True
+
+    def best(self) -> tuple[Path, float] | None:
+        """The best checkpoint and its held-out loss."""
+        note = self.folder / "best.json"
+        if not note.exists():
+            return None
+        content = json.loads(note.read_text())
+        path = self.folder / content["file"]
+        return (path, float(content["loss"])) if path.exists() else None
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; a damaged one is reported and the one before it used."""
+        for path in self.paths():
+            try:
+                load(path, "meta")
+            except (DamagedCheckpoint, OSError) as fault:
+                warnings.warn(f"{fault}; going back to the one before it", stacklevel=2)
+            else:
+                return path
+        return None
+
+    def _prune(self) -> None:
+        best = self.best()
+        for path in self.paths()[self.keep :]:
+            if best is None or path != best[0]:
+                path.unlink(missing_ok=True)
+        for aside in self.folder.glob(".step-*.tmp"):  # left by a kill: only one process writes here
+            aside.unlink(missing_ok=True)

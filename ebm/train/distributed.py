@@ -1,0 +1,116 @@
+"""The processes of one run: who we are, sums over all of us, and a flag that all of us read at the same step."""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among its peers; ``device`` is where it computes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over all processes, in place, same shape."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, value: str) -> str:
+        """Rank 0's string, on every process."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, values: T) -> list[T]:
+        """Every process's ``values`` (on the CPU), in order of rank, on rank 0; empty elsewhere."""
+        if self.size == 1:
+            return [values]
+        boxes: list[T] = [values] * self.size
+        dist.gather_object(values, boxes if self.is_main else None)
+        return boxes if self.is_main else []
+
+
+@contextlib.contextmanager
+def join(*, device: str, timeout_seconds: float) -> Iterator[World]:
+    """Joins the process group that RANK, WORLD_SIZE and LOCAL_RANK describe (one process where they are unset).
+
+    ``device`` is "cuda", "cpu" or "auto". Raises ValueError for any other, or for more processes than GPUs.
+    """
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in
+                         (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    place = choose_device(device, local)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # before NCCL and FFCV, which take the current device
+    else:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if size > 1:
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    try:
+        yield World(rank=rank, size=size, device=place)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def choose_device(device: str, local_rank: int) -> torch.device:
+    """The device of a process: its own GPU, or the CPU; raises ValueError where there is no such device."""
+    if device not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"device: {device!r} is not accepted; choose auto, cuda or cpu")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    # One visible GPU per process is how some clusters bind them; otherwise GPU number = local rank.
+    count = torch.cuda.device_count()
+    index = 0 if count == 1 and os.environ.get("SLURM_STEP_GPUS") else local_rank
+    if index >= count:
+        raise ValueError(f"device: process {local_rank} of this node asks for GPU {index}, but {count} are visible; "
+                         "start fewer processes or choose device=cpu")
+    return torch.device("cuda", index)
+
+
+class Lagged:
+    """Numbers of the step before, read without waiting for the device to finish the step in progress."""
+
+    def __init__(self) -> None:
+        self._waiting: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def exchange(self, values: Tensor) -> list[float] | None:
+        """Takes this step's numbers and gives back those of the step before, or None where there are none unread."""
+        before = self.latest()
+        host, event = values.to("cpu", non_blocking=True), None
+        if values.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self._waiting = (host, event)
+        return before
+
+    def latest(self) -> list[float] | None:
+        """The numbers taken last, waiting for them, or None where they have been read."""
+        if self._waiting is None:
+            return None
+        (host, event), self._waiting = self._waiting, None
+        if event is not None:
+            event.synchronize()
+        numbers: list[float] = host.tolist()
+        return numbers

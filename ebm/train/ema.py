@@ -1,0 +1,64 @@
+"""Moving averages of a model's parameters: what is sampled and evaluated."""
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ebm.schedule import positive
+
+
+class Averaging(ABC):
+    """A rule for the share of the old average that is kept at a step."""
+
+    @abstractmethod
+    def decay(self, step: int, batch: int) -> float:
+        """Share kept after step ``step`` (from 1) of ``batch`` images, in [0, 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerFunction(Averaging):
+    """Weight ∝ t^γ, of relative width ``sigma_rel`` (EDM2, Karras et al. 2024, section 3.1): needs no length in images."""
+
+    sigma_rel: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_rel < 0.28:
+            raise ValueError(f"sigma_rel: {self.sigma_rel!r} is not accepted; it must lie between 0 and 0.28")
+
+    def decay(self, step: int, batch: int) -> float:
+        inverse = self.sigma_rel**-2
+        gamma = float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+        return float((1 - 1 / step) ** (gamma + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halflife(Averaging):
+    """Exponential, halved every ``images`` images, shorter at first by ``rampup`` (EDM, Karras et al. 2022, table 7)."""
+
+    images: float
+    rampup: float
+
+    def __post_init__(self) -> None:
+        positive(images=self.images, rampup=self.rampup)
+
+    def decay(self, step: int, batch: int) -> float:
+        return float(0.5 ** (batch / min(self.images, self.rampup * step * batch)))
+
+
+class Average:
+    """A copy of a model whose parameters follow it as ``rule`` says; its buffers are the model's own."""
+
+    def __init__(self, model: nn.Module, rule: Averaging) -> None:
+        self.rule = rule
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, step: int, batch: int) -> None:
+        """Moves the average towards the model after step ``step`` (from 1)."""
+        old: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(old, list(model.parameters()), 1 - self.rule.decay(step, batch))

@@ -1,0 +1,39 @@
+"""`metrics.jsonl`: one record a line for every event of a run, written by one process and cut back on resuming."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ebm.train.checkpoint import write_atomically
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file; a line half-written by a kill is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+class Metrics:
+    """Appends records to one file; ``cut`` drops what a resumed run will write again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, event: str, **values: float | int | str) -> None:
+        """Adds one record; raises OSError where it can't be written."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def cut(self, step: int) -> None:
+        """Drops the records of steps after ``step``."""
+        kept = [record for record in read(self.path) if record.get("step", 0) <= step]
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())

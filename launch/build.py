@@ -1,0 +1,94 @@
+"""From a config to objects: the only caller of Hydra's instantiate, and the check of every value before it."""
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+SCALARS = (int, float, bool, str, type(None))
+
+
+def build(node: DictConfig, *, key: str) -> Any:
+    """The object that ``node`` describes; raises ValueError that names the key, the value and what is accepted."""
+    check(node, key=key)
+    try:
+        return instantiate(node, _convert_="all")
+    except Exception as error:  # instantiate wraps what a constructor raises
+        cause = error.__cause__ or error
+        if isinstance(cause, (ValueError, TypeError)):
+            raise ValueError(f"{key}.{cause}") from error
+        raise
+
+
+def check(node: Any, *, key: str) -> None:
+    """Holds every value below ``node`` against the signature of the ``_target_`` it goes to: signatures are the schema."""
+    if isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            check(item, key=f"{key}[{index}]")
+    if not isinstance(node, DictConfig):
+        return
+    parameters = signature(node) if "_target_" in node else {}
+    for name, value in node.items():
+        place = f"{key}.{name}"
+        if str(name) in parameters:
+            check_type(value, parameters[str(name)], key=place)
+        elif parameters and name not in ("_target_", "_partial_", "_convert_"):
+            raise ValueError(f"{place}: no such key; accepted: {', '.join(parameters)}")
+        check(value, key=place)
+
+
+def signature(node: DictConfig) -> dict[str, Any]:
+    """Names and types of the parameters of a node's target; empty where its types can't be read."""
+    target = get_object(node["_target_"])
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        hints = {}
+    return {name: hints.get(name, Any) for name in inspect.signature(target).parameters}
+
+
+def check_type(value: Any, expected: Any, *, key: str) -> None:
+    """Raises ValueError where a plain value can't be what its parameter takes; objects check themselves."""
+    if isinstance(value, DictConfig) or not is_plain(expected):
+        return
+    plain = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
+    try:
+        TypeAdapter(expected, config=ConfigDict(strict=False)).validate_python(plain)
+    except ValidationError as error:
+        name = getattr(expected, "__name__", None) if not typing.get_args(expected) else None
+        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {name or str(expected)} "
+                         f"({error.errors()[0]['msg'].lower()})") from error
+
+
+def is_plain(expected: Any) -> bool:
+    """Whether a type is made of numbers, strings, booleans, None and sequences of them."""
+    if typing.get_origin(expected) is None:
+        return expected in SCALARS
+    arguments = [argument for argument in typing.get_args(expected) if argument is not Ellipsis]
+    container = typing.get_origin(expected)
+    plain = container in (typing.Union, types.UnionType) or issubclass(container, typing.Sequence)  # type: ignore
+    return plain and all(is_plain(argument) for argument in arguments)
+
+
+def plain(cfg: DictConfig, key: str, kind: type, *, least: float | None = None) -> Any:
+    """The value of a key that goes to no target; raises ValueError where it isn't of its kind."""
+    value = OmegaConf.select(cfg, key)
+    check_type(value, kind, key=key)
+    if least is not None and value < least:
+        raise ValueError(f"{key}: {value!r} is not accepted; it must be at least {least}")
+    return kind(value)
+
+
+def best_precision(device: torch.device) -> str:
+    """bf16 where the device computes in it faster than in float32, else fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return "bf16" if fast else "fp32"

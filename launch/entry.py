@@ -1,0 +1,85 @@
+"""How an entry begins and ends: Hydra reads the command line, and a bad value ends in one line before any work."""
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+
+def run(main: Callable[[DictConfig], None], *, config: str) -> None:
+    """Calls ``main`` with the config that the command line asks for; exits with 2 and one line where it can't be made."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here instead of being printed as a traceback
+    entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)
+    try:
+        entry()
+    except (HydraException, OmegaConfBaseException) as error:
+        refuse(explain(error, config))
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """Context of everything that comes before the work: what is wrong there is the user's to mend, said in one line."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, OmegaConfBaseException) as error:
+        refuse(" ".join(str(error).split()))
+
+
+def refuse(message: str, *, code: int = 2) -> NoReturn:
+    """Ends this process with ``message`` on one line (said once, by rank 0) and an exit code, 2 for bad input."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def explain(error: Exception, config: str) -> str:
+    """Hydra's error as one line that names the key and what is accepted."""
+    text = " ".join(str(error).split())
+    if match := re.search(r"Could not override '([^']+)'.*[Nn]o match in the defaults list", text):
+        return f"{match[1]}: not a group of this config; groups: {', '.join(groups())}"
+    if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
+        group, _, choice = (match[1] or match[2]).rpartition("/")
+        return f"{group}={choice}: no such choice; accepted: {', '.join(choices(group))}"
+    if match := re.search(r"(?:Could not override|Error merging override) '?([\w./@]+)", text):
+        key = match[1].split("=")[0]
+        near = difflib.get_close_matches(key, keys(config), n=3, cutoff=0.5)
+        return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")
+    return text
+
+
+def groups() -> list[str]:
+    """Names of the config groups, nested ones with slashes."""
+    return sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir() and "hydra" not in path.parts)
+
+
+def choices(group: str) -> list[str]:
+    """Names that a group accepts."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def keys(config: str) -> list[str]:
+    """Every key of the default config, dotted, and every group."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        tree = OmegaConf.to_container(hydra.compose(config), resolve=False)
+    return [*dotted(tree), *groups()]
+
+
+def dotted(tree: Any, prefix: str = "") -> list[str]:
+    """The keys of a nested dict, as a user would write them."""
+    if not isinstance(tree, dict):
+        return [prefix.rstrip(".")]
+    return [key for name, value in tree.items() for key in dotted(value, f"{prefix}{name}.")]

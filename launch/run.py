@@ -1,0 +1,77 @@
+"""The folder of one run: its config, checkpoints and metrics, all that it takes to resume, sample or evaluate it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ebm.train.checkpoint import Checkpoints, write_atomically
+
+# What a resumed run may change without becoming another run; any other key must be what it was.
+FREE = ("run", "device", "timeout_seconds", "log_every", "save", "preview", "sampler", "budget.images", "budget.micro_batch",
+        "data.train", "data.test", "data.resident_bytes", "data.workers", "experiment")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run lies on disk."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One record a line."""
+        return self.path / "metrics.jsonl"
+
+    def checkpoints(self, keep: int = 1) -> Checkpoints:
+        """The run's checkpoints; ``keep`` matters to the one process that saves."""
+        return Checkpoints(self.path / "checkpoints", keep=keep)
+
+    def config(self) -> DictConfig:
+        """The config it was trained with; raises FileNotFoundError where there is none."""
+        if not self.config_file.exists():
+            raise FileNotFoundError(f"run: {self.path} holds no config.yaml; give the folder of a trained run")
+        config = OmegaConf.load(self.config_file)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def claim(self, config: DictConfig) -> None:
+        """Writes the config into the folder; raises ValueError where a checkpoint there is of another config."""
+        if self.config_file.exists() and self.checkpoints().paths():
+            differing = difference(self.config(), config)
+            if differing:
+                raise ValueError(f"run: {self.path} holds a checkpoint of another config: {'; '.join(differing)}; "
+                                 "choose another run=<folder> or delete that one")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config_file, OmegaConf.to_yaml(config).encode())
+
+    def checkpoint(self, which: str) -> Path:
+        """Path of the checkpoint "newest", "best", or of that name; raises FileNotFoundError where there is none."""
+        checkpoints = self.checkpoints()
+        best = checkpoints.best()
+        path = {"newest": checkpoints.newest, "best": lambda: best and best[0]}.get(which, lambda: Path(which))()
+        if path is None or not path.exists():
+            raise FileNotFoundError(f"checkpoint: {which!r} is not in {checkpoints.folder}; "
+                                    f"there are {', '.join(p.name for p in checkpoints.paths()) or 'none'}")
+        return path
+
+
+def difference(old: DictConfig, new: DictConfig) -> list[str]:
+    """The keys that must not differ between two starts of one run, and do, as "key: old -> new"."""
+    before, after = flat(OmegaConf.to_container(old)), flat(OmegaConf.to_container(new))
+    names = [name for name in sorted({*before, *after}) if not any(name == f or name.startswith(f + ".") for f in FREE)]
+    return [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names if before.get(name) != after.get(name)]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one level of dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    return {key: value for name, below in tree.items() for key, value in flat(below, f"{prefix}{name}.").items()}
