@@ -109,7 +109,8 @@ class LogNormal(Range):
         low, high = (self._cdf(level) for level in (self.sigma_min, self.sigma_max))
         quantile = (low + u.double() * (high - low)).clamp(1e-12, 1 - 1e-12)  # ndtri is infinite at 0 and 1
         ln_sigma = self.mean + self.std * torch.special.ndtri(quantile)
-        return ln_sigma.exp().clamp(self.sigma_min, self.sigma_max).to(u.dtype)
+        sigma: Tensor = ln_sigma.exp().clamp(self.sigma_min, self.sigma_max)
+        return sigma.to(u.dtype)
 
     def _cdf(self, level: float) -> float:
         return 0.5 * (1 + math.erf((math.log(level) - self.mean) / (self.std * math.sqrt(2))))
@@ -127,7 +128,8 @@ class Karras(Range):
 
     def sigma(self, u: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (low + u * (high - low)) ** self.rho
+        sigma: Tensor = (low + u * (high - low)) ** self.rho
+        return sigma
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def build(node: DictConfig, *, key: str) -> Any:
     except Exception as error:  # instantiate wraps what a constructor raises
         cause = error.__cause__ or error
         if isinstance(cause, (ValueError, TypeError)):
-            raise ValueError(f"{key}.{cause}") from error
+            raise ValueError(f"{key}.{cause!s}") from error
         raise
 
 
@@ -34,10 +35,10 @@ def check(node: Any, *, key: str) -> None:
     if not isinstance(node, DictConfig):
         return
     parameters = signature(node) if "_target_" in node else {}
-    for name, value in node.items():
+    for name, value in ((str(name), value) for name, value in node.items()):
         place = f"{key}.{name}"
-        if str(name) in parameters:
-            check_type(value, parameters[str(name)], key=place)
+        if name in parameters:
+            check_type(value, parameters[name], key=place)
         elif parameters and name not in ("_target_", "_partial_", "_convert_"):
             raise ValueError(f"{place}: no such key; accepted: {', '.join(parameters)}")
         check(value, key=place)
@@ -73,7 +74,7 @@ def is_plain(expected: Any) -> bool:
         return expected in SCALARS
     arguments = [argument for argument in typing.get_args(expected) if argument is not Ellipsis]
     container = typing.get_origin(expected)
-    plain = container in (typing.Union, types.UnionType) or issubclass(container, typing.Sequence)  # type: ignore
+    plain = container in (typing.Union, types.UnionType) or issubclass(container, Sequence)
     return plain and all(is_plain(argument) for argument in arguments)
 
 

@@ -56,7 +56,10 @@ class RunFolder:
         """Path of the checkpoint "newest", "best", or of that name; raises FileNotFoundError where there is none."""
         checkpoints = self.checkpoints()
         best = checkpoints.best()
-        path = {"newest": checkpoints.newest, "best": lambda: best and best[0]}.get(which, lambda: Path(which))()
+        if which == "newest":
+            path = checkpoints.newest()
+        else:
+            path = (best[0] if best else None) if which == "best" else Path(which)
         if path is None or not path.exists():
             raise FileNotFoundError(f"checkpoint: {which!r} is not in {checkpoints.folder}; "
                                     f"there are {', '.join(p.name for p in checkpoints.paths()) or 'none'}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
@@ -18,9 +19,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ebm.data import Dataset, to_uint8
-from ebm.energy import check_shapes
+from ebm.energy import Preconditioned
 from ebm.pictures import save_grid
-from ebm.sampling import Sampler, batches_of, trajectory
+from ebm.sampling import Sampler, batches_of, draw, trajectory
 from ebm.train.checkpoint import load, write_atomically
 from ebm.train.distributed import World, join
 from ebm.train.events import interleave
@@ -33,7 +34,7 @@ from launch.train import make_model
 
 def main(cfg: DictConfig) -> None:
     """Draws the images and writes them as one .npz and one .png."""
-    name = f"{HydraConfig.get().runtime.choices.sampler}-n{cfg.n}-seed{cfg.seed}"
+    name = f"{HydraConfig.get().runtime.choices['sampler']}-n{cfg.n}-seed{cfg.seed}"
     with checking():
         context = join(device=cfg.device, timeout_seconds=plain(cfg, "timeout_seconds", float, least=1))
         world = context.__enter__()
@@ -51,7 +52,7 @@ def main(cfg: DictConfig) -> None:
         context.__exit__(None, None, None)
 
 
-def trained(cfg: DictConfig, device: torch.device) -> tuple[torch.nn.Module, tuple[int, int, int]]:
+def trained(cfg: DictConfig, device: torch.device) -> tuple[Preconditioned, tuple[int, int, int]]:
     """One average of a run's model, and the shape (C, H, W) of its images."""
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
@@ -65,16 +66,16 @@ def trained(cfg: DictConfig, device: torch.device) -> tuple[torch.nn.Module, tup
     return model.eval().requires_grad_(False), shape
 
 
-def sample(cfg: DictConfig, world: World, model: torch.nn.Module, sampler: Sampler, shape: tuple[int, int, int], part: range) -> torch.Tensor:
+def sample(
+    cfg: DictConfig, world: World, model: Preconditioned, sampler: Sampler, shape: tuple[int, int, int], part: range
+) -> torch.Tensor:
     """The images of one batch, uint8 (len(part), C, H, W) on the CPU."""
     precision = Precision(name=best_precision(world.device) if cfg.precision == "auto" else cfg.precision)
     with precision.autocast(world.device):
-        for step in trajectory(model, sampler, shape=shape, indices=part, seed=cfg.seed, device=world.device):
-            pass
-    return to_uint8(step.x).cpu()
+        return to_uint8(draw(model, sampler, shape=shape, indices=part, seed=cfg.seed, device=world.device)).cpu()
 
 
-def progress(parts: list[range], world: World):  # type: ignore[no-untyped-def]
+def progress(parts: list[range], world: World) -> Iterator[range]:
     """The batches of this process, with a bar on rank 0."""
     with tqdm(total=sum(map(len, parts)), unit="img", desc="sample", disable=not world.is_main, dynamic_ncols=True) as bar:
         for part in parts:

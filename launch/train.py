@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
@@ -15,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import Dataset
-from ebm.energy import check_shapes
+from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
 from ebm.train.budget import Budget
 from ebm.train.checkpoint import load
@@ -46,12 +47,14 @@ def main(cfg: DictConfig) -> None:
             cfg.data.sha256, cfg.data.shape = train.manifest.sha256, list(train.shape)  # what the run is a function of
             trainer = make_trainer(cfg, world, folder, train, test)
             trainer.stop_asked = lambda: bool(asked)
+            batches(cfg, trainer, train)  # checks its values
             if world.is_main:
                 folder.claim(cfg)
             resume(trainer, folder, Path(world.share(str(newest(folder, world)))))
         done = trainer.fit(batches(cfg, trainer, train))
         if world.is_main:
-            print(f"{'trained' if done else 'stopped'} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
+            how = "trained" if done else "stopped"
+            print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
     except NonFinite as error:
         refuse(str(error), code=1)
     finally:
@@ -76,12 +79,13 @@ def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
     return train, test
 
 
-def make_model(cfg: DictConfig, device: torch.device) -> torch.nn.Module:
+def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     """The model of a config on its device, with the same first parameters on every process."""
     torch.manual_seed(cfg.seed)
-    model: torch.nn.Module = build(cfg.model, key="model")
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    return model.to(device=device, memory_format=layout)
+    model: Preconditioned = build(cfg.model, key="model")
+    if cfg.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model.to(device)
 
 
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
@@ -128,12 +132,13 @@ def resume(trainer: Trainer, folder: RunFolder, path: Path) -> None:
             print(f"resumed at step {trainer.step} from {path}", flush=True)
 
 
-def batches(cfg: DictConfig, trainer: Trainer, train: Dataset):  # type: ignore[no-untyped-def]
+def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
     """This process's batches from the step at hand."""
     return train.batches(
         batch=trainer.budget.batch, seed=cfg.seed, start=trainer.step, rank=trainer.world.rank, world=trainer.world.size,
-        device=trainer.world.device, flip=cfg.data.flip, resident_bytes=cfg.data.resident_bytes,
-        workers=cfg.data.workers, timeout=cfg.timeout_seconds)
+        device=trainer.world.device, flip=plain(cfg, "data.flip", bool),
+        resident_bytes=plain(cfg, "data.resident_bytes", int, least=0), workers=plain(cfg, "data.workers", int, least=1),
+        timeout=cfg.timeout_seconds)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class Reader:
             images[place:place + len(part)] = self.on_device(part)
             place += len(part)
         for step in counting(start):
-            yield images[self.indices(step).to(self.device)]
+            yield images.index_select(0, self.indices(step).to(self.device))
 
     def parts(self) -> Iterable[Tensor]:
         """The whole set once and in the file's order, (n, H, W, 3) uint8 on the CPU, at most 32 MiB at a time."""

@@ -49,8 +49,11 @@ class Manifest:
             raise ValueError(f"{path}: damaged: {size} bytes where its manifest says {self.bytes}; "
                              "make it again, with --force")
         if whole:
+            digest = hashlib.sha256()
             with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            found = digest.hexdigest()
             if found != self.sha256:
                 raise ValueError(f"{path}: damaged: SHA-256 {found[:12]}... where its manifest says "
                                  f"{self.sha256[:12]}...; make it again, with --force")

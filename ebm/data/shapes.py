@@ -37,7 +37,8 @@ def shapes(*, count: int, size: int, seed: int) -> Source:
 def uniforms(seed: int, index: int) -> Array:
     """Uniform numbers in [0, 1) that image ``index`` is made of, (DRAWS,)."""
     bits = np.random.PCG64([seed, index]).random_raw(DRAWS)
-    return ((bits >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+    numbers: Array = ((bits >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+    return numbers
 
 
 def draw(u: Array, *, size: int) -> Pixels:
@@ -54,7 +55,8 @@ def draw(u: Array, *, size: int) -> Pixels:
         colour = hue(numbers[:, 6], saturation=0.55 + 0.45 * numbers[:, 7], value=0.7 + 0.3 * numbers[:, 8])
         for channel in range(3):
             canvas[channel] += inside * (colour[:, channel, None, None] - canvas[channel])
-    return (np.stack(canvas, -1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    pixels: Pixels = (np.stack(canvas, -1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return pixels
 
 
 def background(u: Array, x: Array, y: Array) -> list[Array]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 T = TypeVar("T")
+COMPILED: list[Any] = []  # FFCV changes numba's types under its own keys, so dropping its code prints a false KeyError
 MISSING = (
     "FFCV cannot be imported ({error}); images are read by a plain loop instead: the same batches, more slowly. "
     "`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturbojpeg (Debian: build-essential pkg-config "
@@ -63,6 +64,7 @@ def ffcv_batches(
             loader = Loader(str(path), batch_size=batch, num_workers=workers, os_cache=True, seed=0, indices=rows,
                             order=OrderOption.SEQUENTIAL, drop_last=drop_last,
                             pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()]})
+            COMPILED.append(loader.code)
         # Loader takes only its own orders (it tests isinstance where it means issubclass); the sequential one
         # goes through these indices as they stand.
         loader.traversal_order.indices = loader.first_traversal_order = rows

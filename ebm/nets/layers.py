@@ -43,7 +43,10 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation with groups of ``per_group`` channels, left in the precision of its input."""
 
     def __init__(self, channels: int, *, per_group: int = 16) -> None:
-        super().__init__(max(1, channels // per_group), channels, eps=1e-5)
+        groups = max(1, channels // per_group)
+        if channels % groups:
+            raise ValueError(f"width: {channels} channels don't divide into {groups} groups; take a multiple of {per_group}")
+        super().__init__(groups, channels, eps=1e-5)
 
     def forward(self, h: Tensor) -> Tensor:
         return F.group_norm(h, self.num_groups, self.weight.to(h.dtype), self.bias.to(h.dtype), self.eps)
@@ -55,7 +58,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, *, head_width: int = 64) -> None:
         super().__init__()
         if channels % min(head_width, channels):
-            raise ValueError(f"width: {channels!r} channels don't divide into attention heads of {head_width}")
+            raise ValueError(f"width: {channels} channels don't divide into attention heads of {head_width}")
         self.heads = max(1, channels // head_width)
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)  # a bias on keys has no gradient through softmax

@@ -173,7 +173,7 @@ class Trainer:
         """Context in which gradients stay on this process."""
         return self.parallel.no_sync() if wanted and self.world.size > 1 else contextlib.nullcontext()  # type: ignore
 
-    def progress(self) -> tqdm[None]:
+    def progress(self) -> tqdm[Any]:
         """The bar on rank 0: images of all, images/s, time left; in a log, one line at most every half minute."""
         return tqdm(total=self.budget.images, initial=self.images, unit="img", unit_scale=True, dynamic_ncols=True,
                     disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30, desc="train")

@@ -1,0 +1,77 @@
+"""What tests share: a tiny data set, and the entries run as a user runs them."""
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ebm.data.beton import write_beton
+from ebm.data.shapes import shapes
+from ebm.train.checkpoint import Checkpoints, load
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["model=cnn", "model.network.width=8", "model.network.levels=2", "schedule=loguniform", "rate=constant",
+        "rate.warmup=0", "budget.batch=8", "log_every=16", "save.every=1_000_000", "preview.every=1_000_000", "preview.count=2",
+        "save.held_out=16", "sampler.steps=2", "device=cpu", "precision=fp32"]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a run that takes seconds: a small CNN on 60 images of 16 × 16, 7 steps an epoch."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count, seed in (("train", 60, 0), ("test", 20, 1)):
+        source = shapes(count=count, size=16, seed=seed)
+        write_beton(folder / f"{split}.beton", source.images(), source=source.name, count=count, progress=False)
+    return [*TINY, "data=beton", "data.name=tiny", f"data.train={folder}/train.beton", f"data.test={folder}/test.beton"]
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Runs `launch/<entry>.py` in a process of its own, or in several through torchrun."""
+
+    def call(entry: str, *overrides: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+        start = [sys.executable]
+        if processes > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        done = subprocess.run([*start, f"{ROOT}/launch/{entry}.py", *overrides], capture_output=True, text=True, timeout=240,
+                              cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        if check and done.returncode:
+            pytest.fail(f"{entry} {' '.join(overrides)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return call
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's newest checkpoint, by its dotted name."""
+    path = Checkpoints(run / "checkpoints", keep=1).newest()
+    assert path is not None, f"{run} holds no checkpoint"
+    return dict(tensors(load(path)))
+
+
+def tensors(tree: object, prefix: str = "") -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a nested state, numbers as tensors too."""
+    if isinstance(tree, torch.Tensor):
+        return [(prefix, tree)]
+    if isinstance(tree, dict):
+        return [leaf for name, value in tree.items() for leaf in tensors(value, f"{prefix}.{name}")]
+    if isinstance(tree, list | tuple):
+        return [leaf for index, value in enumerate(tree) for leaf in tensors(value, f"{prefix}.{index}")]
+    return [(prefix, torch.tensor(tree))] if isinstance(tree, int | float) else []
+
+
+def fingerprint(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bits of parameters, averages and optimizer."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(state[name].numpy()).tobytes())
+    return digest.hexdigest()

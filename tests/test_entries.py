@@ -1,0 +1,96 @@
+"""Bad input ends in one line that names the key and what is accepted, before anything is written; help helps."""
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from launch import sample, train
+from launch.entry import run
+
+BAD = {
+    "model=unett": "model=unett: no such choice; accepted: cnn, cnn_sigma, unet, unet_full",
+    "schedule=": "schedule",
+    "modle=unet": "modle: no such key; did you mean model",
+    "budget.bach=4": "budget.bach: no such key; did you mean budget.batch",
+    "budget.batch=-4": "budget.batch: -4 is not accepted; it must be positive",
+    "budget.batch=many": "budget.batch: 'many' is not accepted; it must be int",
+    "budget.batch=1000": "batch",
+    "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be float",
+    "schedule.sigma_min=-1": "schedule.sigma_min: -1 is not accepted; it must be a positive number",
+    "schedule.sigma_max=0.001": "schedule.sigma_max: 0.001 is not accepted; it must be above sigma_min=0.002",
+    "precision=fp8": "precision: 'fp8' is not accepted; choose fp32, bf16, fp16",
+    "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
+    "seed=abc": "seed: 'abc' is not accepted; it must be int",
+    "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
+    "sampler.steps=0": "steps: 0 is not accepted",
+    "data.train=nowhere.beton": "nowhere.beton: no such data file; make it with tools/prepare_data.py",
+    "+model/head=inner_product": "model: its network turns images (3, 16, 16) into (1, 4, 4)",
+    "average.rules=[]": "average.rules: [] is not accepted",
+}
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    """Entries set signal handlers and Hydra keeps global state; both are put back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    yield
+    GlobalHydra.instance().clear()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_values_end_in_one_line(
+    bad: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad_override = bad.removeprefix("+")
+    overrides = [o for o in tiny if o.split("=")[0] != bad_override.split("=")[0]]
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides, f"run={tmp_path}/run", bad_override])
+    with pytest.raises(SystemExit) as ended:
+        run(train.main, config="train")
+    error = capfd.readouterr().err
+    assert ended.value.code == 2, error
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    assert BAD[bad] in error
+    assert not (tmp_path / "run").exists(), "something was written before the refusal"
+
+
+def test_a_run_that_is_no_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sample.py", f"run={tmp_path}", "device=cpu"])
+    with pytest.raises(SystemExit):
+        run(sample.main, config="sample")
+    assert capfd.readouterr().err == f"error: run: {tmp_path} holds no config.yaml; give the folder of a trained run\n"
+
+
+@pytest.mark.parametrize(("config", "main"), [("train", train.main), ("sample", sample.main)])
+def test_help_names_choices_and_keys(
+    config: str, main: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{config}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        run(main, config=config)  # type: ignore[arg-type]
+    text = capfd.readouterr().out
+    assert ended.value.code in (0, None)
+    for word in ("dpmpp", "steps: 18", f"launch/{config}.py"):
+        assert word in text, f"--help doesn't say {word}"
+
+
+def test_another_config_for_the_same_run_is_refused(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for extra in ("seed=0", "seed=1"):
+        monkeypatch.setattr(sys, "argv", ["train.py", *tiny, f"run={tmp_path}", "budget.images=16", extra])
+        if extra == "seed=0":
+            run(train.main, config="train")
+        else:
+            with pytest.raises(SystemExit):
+                run(train.main, config="train")
+    assert "holds a checkpoint of another config: seed: 0 -> 1" in capfd.readouterr().err

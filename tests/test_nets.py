@@ -1,0 +1,87 @@
+"""The networks' own layers against PyTorch's, and the shapes they promise."""
+from __future__ import annotations
+
+import pytest
+import torch
+from models import NETWORKS, SHAPE, normal
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from ebm.nets.cnn import CNN
+from ebm.nets.layers import Attention, GroupNorm, Modulation, NoiseEmbedding
+from ebm.nets.unet import UNet
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_is_scaled_dot_product_attention(heads: int) -> None:
+    layer, h = Attention(32, head_width=32 // heads).double(), normal(3, 32, 4, 2, seed=1)
+    assert layer.heads == heads
+    with torch.no_grad():
+        layer.out.weight.copy_(normal(32, 32, 1, 1, seed=2))
+        q, k, v = (
+            layer.qkv.weight[part, :, 0, 0].matmul(layer.norm(h).flatten(2)).view(3, heads, 32 // heads, 8).transpose(2, 3)
+            for part in (slice(0, 32), slice(32, 64), slice(64, 96))
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(3, 32, 4, 2)
+        assert_close(layer(h), h + layer.out(mixed))
+
+
+def test_attention_refuses_channels_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="width: 96 "):
+        Attention(96)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (16, 1), (64, 4)])
+def test_group_norm_is_pytorchs_with_sixteen_channels_a_group(channels: int, groups: int) -> None:
+    layer, h = GroupNorm(channels).double(), normal(2, channels, 3, 3, seed=1)
+    with torch.no_grad():
+        layer.weight.copy_(normal(channels, seed=2))
+        layer.bias.copy_(normal(channels, seed=3))
+    assert_close(layer(h), F.group_norm(h, groups, layer.weight, layer.bias))
+
+
+def test_group_norm_leaves_the_precision_of_its_input() -> None:
+    assert GroupNorm(16)(torch.ones(1, 16, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_modulation_scales_and_shifts_from_the_identity() -> None:
+    layer, h, embedding = Modulation(5, 4).double(), normal(2, 4, 3, 3, seed=1), normal(2, 5, seed=2)
+    assert_close(layer(h, embedding), h, rtol=0, atol=0)
+    with torch.no_grad():
+        layer.affine.weight.copy_(normal(8, 5, seed=3))
+    scale, shift = (embedding @ layer.affine.weight.T).unflatten(1, (2, 4, 1, 1)).unbind(1)
+    assert_close(layer(h, embedding), (1 + scale) * h + shift)
+
+
+def test_noise_embedding_tells_near_and_far_levels_apart() -> None:
+    layer = NoiseEmbedding(64).double()
+    for parameter in layer.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.zeros_(parameter)
+    c_noise = torch.logspace(-2.7, 1.9, 47, dtype=torch.float64).log() / 4  # σ from 0.002 to 80, a tenth of a decade apart
+    angle = c_noise[:, None] * layer.frequencies
+    features = torch.cat([angle.cos(), angle.sin()], 1)
+    assert torch.pdist(features).min() > 0.1
+    assert layer(c_noise).shape == (47, 64)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_give_the_promised_shape(name: str) -> None:
+    shape = NETWORKS[name]().double()(normal(3, *SHAPE, seed=1), normal(3, seed=2)).shape
+    assert shape == ((3, *SHAPE) if name.startswith("unet") else (3, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "blocks", "attention", "patch"), [([1], 1, [], 1), ([1, 2, 2], 2, [1], 1), ([1, 2], 1, [0, 1], 2)]
+)
+def test_unet_has_its_skips_and_attention(multipliers: list[int], blocks: int, attention: list[int], patch: int) -> None:
+    net = UNet(channels=3, width=16, multipliers=multipliers, blocks=blocks, attention=attention, patch=patch)
+    assert net(torch.zeros(2, 3, 16, 8), torch.zeros(2)).shape == (2, 3, 16, 8)
+    # every level has ``blocks`` blocks on the way down and one more on the way up; the middle has one
+    assert sum(isinstance(m, Attention) for m in net.modules()) == 1 + len(attention) * (2 * blocks + 1)
+
+
+def test_cnn_width_doubles_at_each_level() -> None:
+    net = CNN(channels=3, width=8, levels=3, sigma_aware=False)
+    widths = [layer.weight.shape[:2] for layer in [net.stem, *net.down, net.out]]
+    assert widths == [(8, 3), (16, 8), (32, 16), (64, 32), (1, 64)]

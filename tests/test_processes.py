@@ -1,0 +1,106 @@
+"""One process, two processes, accumulation, stopping and resuming: all the same run."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Command, final_state, fingerprint
+
+STEPS, BATCH = 20, 8
+LENGTH = f"budget.images={STEPS * BATCH}"
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run of 20 steps, never interrupted, on one process and on two."""
+    runs = {}
+    for processes in (1, 2):
+        runs[processes] = tmp_path_factory.mktemp("reference") / "run"
+        command("train", *tiny, f"run={runs[processes]}", LENGTH, processes=processes)
+    return runs
+
+
+def close(a: Path, b: Path) -> None:
+    """Parameters and averages of two runs agree up to the order of floating-point sums."""
+    first, second = final_state(a), final_state(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        if name.startswith((".model", ".averages", ".step")):
+            torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_two_processes_train_the_parameters_of_one(reference: dict[int, Path]) -> None:
+    close(reference[1], reference[2])
+
+
+def test_training_moved_the_parameters(reference: dict[int, Path], tiny: list[str], command: Command, tmp_path: Path) -> None:
+    command("train", *tiny, f"run={tmp_path}", f"budget.images={BATCH}")
+    before, after = final_state(tmp_path), final_state(reference[1])
+    assert (before[".model.network.stem.weight"] - after[".model.network.stem.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accumulation_trains_the_same_parameters(
+    processes: int, reference: dict[int, Path], tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    command("train", *tiny, f"run={tmp_path}", LENGTH, "budget.micro_batch=2", processes=processes)
+    close(reference[1], tmp_path)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resuming_inside_an_epoch_is_bit_for_bit(
+    processes: int, reference: dict[int, Path], tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    command("train", *tiny, f"run={tmp_path}", f"budget.images={11 * BATCH}", processes=processes)
+    assert final_state(tmp_path)[".step"] == 11  # an epoch is 7 steps
+    again = command("train", *tiny, f"run={tmp_path}", LENGTH, processes=processes)
+    assert "resumed at step 11" in again.stdout
+    assert fingerprint(final_state(tmp_path)) == fingerprint(final_state(reference[processes]))
+
+
+def test_a_run_can_come_back_on_another_number_of_processes(
+    reference: dict[int, Path], tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    command("train", *tiny, f"run={tmp_path}", f"budget.images={11 * BATCH}", processes=2)
+    command("train", *tiny, f"run={tmp_path}", LENGTH)
+    close(reference[1], tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
+    number: signal.Signals, tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    overrides = [*tiny, "budget.images=4000", "log_every=8"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    process = subprocess.Popen([sys.executable, f"{ROOT}/launch/train.py", *overrides, f"run={run}"],
+                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(run / "metrics.jsonl", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    stopped = int(final_state(run)[".step"])
+    assert f"stopped at step {stopped} of 500" in output
+    assert 0 < stopped < 500
+    command("train", *overrides, f"run={run}")
+    command("train", *overrides, f"run={whole}")
+    assert fingerprint(final_state(run)) == fingerprint(final_state(whole))
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert steps == sorted(set(steps)), "a resumed run wrote a step twice"
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Returns once the file holds something; fails where the process ends before or a minute passes."""
+    for _ in range(600):
+        if path.exists() and path.stat().st_size:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    pytest.fail(f"{path} was not written within a minute")

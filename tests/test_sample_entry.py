@@ -1,0 +1,46 @@
+"""`launch/sample.py`: the same images for the same seed, whatever the processes, the batch or the count."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+from conftest import Command
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    command("train", *tiny, f"run={run}", "budget.images=160", "average=several")
+    return run
+
+
+def images(command: Command, run: Path, out: Path, *overrides: str, processes: int = 1) -> np.ndarray:
+    command("sample", f"run={run}", f"out={out}", "device=cpu", "sampler=heun_churn", "sampler.steps=4", *overrides,
+            processes=processes)
+    (path,) = out.glob("*.npz")
+    return np.load(path)["images"]
+
+
+def test_images_do_not_depend_on_processes_or_count(trained: Path, command: Command, tmp_path: Path) -> None:
+    one = images(command, trained, tmp_path / "one", "n=10", "batch=4")
+    two = images(command, trained, tmp_path / "two", "n=10", "batch=4", processes=2)
+    fewer = images(command, trained, tmp_path / "fewer", "n=4", "batch=4")
+    other = images(command, trained, tmp_path / "other", "n=4", "batch=4", "seed=1")
+    assert one.shape == (10, 16, 16, 3)
+    assert one.dtype == np.uint8
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one[:4], fewer)
+    assert np.abs(one[:4].astype(int) - other.astype(int)).mean() > 1
+    (picture,) = (tmp_path / "one").glob("*.png")
+    assert torchvision.io.decode_image(str(picture)).shape[0] == 3
+
+
+def test_each_average_and_checkpoint_can_be_sampled(trained: Path, command: Command, tmp_path: Path) -> None:
+    first = images(command, trained, tmp_path / "a", "n=4", "checkpoint=best")
+    third = images(command, trained, tmp_path / "b", "n=4", "average=2")
+    assert (first != third).any()
+    refused = command("sample", f"run={trained}", "average=3", check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.strip() == "error: average: 3 is not accepted; the run has 3, counted from 0"

@@ -1,0 +1,58 @@
+"""The share of training time that goes into saving checkpoints."""
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ebm.train.events import Save
+from ebm.train.trainer import Trainer
+from tools.bench.measure import Row, Setting, Spread, alternate, at_most
+from tools.bench.subject import ROOT, config, dataset, noisy, trainer, training
+
+TITLE = "Saving"
+NOTE = ("The default run (`configs/train.yaml`, `model=unet`, an energy): time of one save, with its fsync, on the disk that "
+        "`runs/` is on, against the time in which training gets from one save to the next at its speed measured here. The held-out "
+        "score that comes with a save is evaluation, not saving, so it has its own line and no target.")
+
+
+def rows(setting: Setting) -> list[Row]:
+    """The lines of the report."""
+    torch.set_num_threads(setting.threads[-1])
+    (ROOT / "runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT / "runs") as folder:
+        return shares(Path(folder), setting)
+
+
+def shares(folder: Path, setting: Setting) -> list[Row]:
+    """Saving and scoring in units of training."""
+    cfg = config(*(["budget.batch=32", "save.held_out=100"] if setting.quick else []), device=setting.device)
+    train = dataset(folder / "train.beton", count=cfg.budget.batch)
+    test = dataset(folder / "test.beton", count=max(100, cfg.save.held_out), seed=1)
+    subject = trainer(cfg, folder, train=train, test=test, device=setting.device)
+    save = next(event.action for event in subject.events if isinstance(event.action, Save))
+    assert save.held_out is not None
+    batch, taken, sizes = int(cfg.budget.batch), [], []
+
+    def save_once() -> None:
+        subject.step += 1  # another step, another file
+        start = time.perf_counter()
+        path = save.checkpoints.save(subject.step, subject.state())
+        taken.append(time.perf_counter() - start)
+        sizes.append(path.stat().st_size)
+
+    seconds = alternate({"training": training(subject, noisy(batch, device=setting.device)[0]), "save": save_once,
+                         "score": scoring(subject, save)}, setting=setting)
+    speed, every = batch / Spread(seconds["training"]).median, int(cfg.save.every)
+    against = f"training {every:,} images at {speed:,.0f} images/s"
+    between = [every / batch * s for s in seconds["training"]]
+    percent = {name: Spread([100 * s / (s + b) for s, b in zip(seconds[name], between, strict=True)])
+               for name in ("save", "score")}
+    return [
+        Row(what="one save", measured=f"{Spread(taken):.3f} s", against=f"{sizes[-1] / 1e6:.0f} MB"),
+        at_most("share of time spent saving", percent["save"], 2, against=against, spec=".3f", unit="%"),
+        Row(what=f"share of time spent on the held-out score ({cfg.save.held_out} images)",
+            measured=f"{percent['score']:.2f} %", against=against),
+    ]

@@ -1,0 +1,114 @@
+"""Speed as ratios within one run: the cases take turns, and the median over the rounds is what counts."""
+from __future__ import annotations
+
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where and how long: rounds, least seconds of one measurement, and how many threads torch has on the CPU."""
+
+    device: torch.device
+    repeats: int
+    seconds: float
+    threads: Sequence[int]
+    quick: bool
+    compile: bool
+
+    def wait(self) -> None:
+        """Returns when the device has done all it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the report; ``met`` says whether the target is reached, None where there is none."""
+
+    what: str
+    measured: str
+    against: str = ""
+    target: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The rounds' values of one quantity."""
+
+    values: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        """What is reported."""
+        return statistics.median(self.values)
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({min(self.values):{spec}} to {max(self.values):{spec}})"
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Round by round, so that what slows a whole round down cancels."""
+    return Spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def at_most(what: str, value: Spread, limit: float, *, against: str, spec: str = ".2f", unit: str = "×") -> Row:
+    """A line whose target is an upper limit on the median."""
+    return Row(what=what, measured=f"{value:{spec}} {unit}", against=against, target=f"≤ {limit:g} {unit}",
+               met=value.median <= limit)
+
+
+def at_least(what: str, value: Spread, limit: float, *, against: str, spec: str = ".1f", unit: str = "×") -> Row:
+    """A line whose target is a lower limit on the median."""
+    return Row(what=what, measured=f"{value:{spec}} {unit}", against=against, target=f"≥ {limit:g} {unit}",
+               met=value.median >= limit)
+
+
+def alternate(cases: Mapping[str, Callable[[], object]], *, setting: Setting) -> dict[str, list[float]]:
+    """Seconds per call of every case, one number a round; the cases take turns, in reverse in every second round."""
+    calls = {name: calls_for(case, setting=setting) for name, case in cases.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(setting.repeats):
+        for name in list(cases)[:: 1 if turn % 2 == 0 else -1]:
+            seconds[name].append(seconds_per_call(cases[name], calls[name], setting=setting))
+        progress(f"round {turn + 1} of {setting.repeats}")
+    return seconds
+
+
+def calls_for(case: Callable[[], object], *, setting: Setting) -> int:
+    """Calls that take at least the setting's seconds, after three that warm it up."""
+    seconds_per_call(case, 3, setting=setting)
+    return max(1, math.ceil(setting.seconds / seconds_per_call(case, 1, setting=setting)))
+
+
+def seconds_per_call(case: Callable[[], object], calls: int, *, setting: Setting) -> float:
+    """Mean over ``calls`` calls in a row."""
+    setting.wait()
+    start = time.perf_counter()
+    for _ in range(calls):
+        case()
+    setting.wait()
+    return (time.perf_counter() - start) / calls
+
+
+def fresh(function: Callable[..., T], *arguments: object) -> T:
+    """What a function of a module returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def progress(line: str) -> None:
+    """A line for whoever waits."""
+    print(f"  {line}", file=sys.stderr, flush=True)

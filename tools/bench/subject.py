@@ -1,0 +1,89 @@
+"""What is measured: the project's own configs, models and trainer, built as `launch/train.py` builds them."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ebm.data import Dataset
+from ebm.data.beton import write_beton
+from ebm.data.shapes import shapes
+from ebm.energy import Preconditioned
+from ebm.objective import DenoisingScoreMatching
+from ebm.train.distributed import World
+from ebm.train.precision import Precision
+from ebm.train.trainer import Trainer
+from launch.build import best_precision, build
+from launch.run import RunFolder
+from launch.train import make_model, make_trainer, resolved
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def config(*overrides: str, device: torch.device) -> DictConfig:
+    """configs/train.yaml with overrides, every reference followed and `auto` decided."""
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=["run=bench", *overrides])
+    return resolved(cfg, World(rank=0, size=1, device=device))
+
+
+def model(name: str, *, device: torch.device, compiled: bool) -> Preconditioned:
+    """The model of ``configs/model``, moved off its start at zero, so that no gradient is zero throughout."""
+    made = make_model(config(f"model={name}", device=device), device)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    if compiled:
+        made.compile()
+    return made
+
+
+def step(model: Preconditioned, *, batch: int, precision: str, device: torch.device) -> Callable[[], None]:
+    """Forward and backward of the denoising loss on ``batch`` images, gradients dropped afterwards."""
+    objective: DenoisingScoreMatching = build(config(device=device).objective, key="objective")
+    mode = Precision(name=precision)
+    x, sigma = noisy(batch, device=device)
+    noise = torch.randn_like(x)
+
+    def once() -> None:
+        with mode.autocast(device):
+            loss = objective(model, x, sigma, noise).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad()
+
+    return once
+
+
+def noisy(batch: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs of a model: images (batch, 3, 32, 32) and their noise levels, (batch,)."""
+    return torch.randn(batch, 3, 32, 32, device=device), torch.linspace(0.05, 5.0, batch, device=device)
+
+
+def precisions(device: torch.device) -> list[str]:
+    """fp32, and what training would choose here, if it is another."""
+    return list(dict.fromkeys(["fp32", best_precision(device)]))
+
+
+def dataset(path: Path, *, count: int, seed: int = 0) -> Dataset:
+    """A .beton file of the embedded coloured shapes, made here and opened."""
+    source = shapes(count=count, size=32, seed=seed)
+    write_beton(path, source.images(), source=source.name, count=count, progress=False)
+    return Dataset.open(path)
+
+
+def trainer(cfg: DictConfig, folder: Path, *, train: Dataset, test: Dataset | None, device: torch.device) -> Trainer:
+    """The trainer of a run in ``folder``."""
+    return make_trainer(cfg, World(rank=0, size=1, device=device), RunFolder(folder), train, test)
+
+
+def training(trainer: Trainer, images: Tensor) -> Callable[[], None]:
+    """Whole training steps, optimiser and average included, on the same uint8-valued images in [-1, 1]."""
+    def once() -> None:
+        trainer.train_step(images)
+        trainer.step += 1
+
+    return once

@@ -1,0 +1,119 @@
+"""How much of the machine training uses: the U-Net's arithmetic per second against that of bare 3×3 convolutions."""
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ebm.train.precision import DTYPES
+from tools.bench.measure import Row, Setting, Spread, alternate, at_least, progress, ratio
+from tools.bench.subject import config, dataset, noisy, precisions, step, trainer, training
+
+TITLE = "Use of the machine"
+NOTE = ("Whole training steps (optimiser and average included) of `model=unet_score` at the default batch. The ceiling is "
+        "measured here too: forward and backward of a 3×3 convolution by itself, at each shape that makes at least 5 % of "
+        "the U-Net's arithmetic, in the same precision, batch, memory format and threads. \"Weighted\" is each shape's rate "
+        "in the proportion in which the U-Net uses it; \"fastest shape\" is the highest of these rates, the stricter ceiling. "
+        "FLOPs are counted by torch.utils.flop_counter over forward and backward.")
+Shape = tuple[int, int, int, int, int]  # channels in and out, height, width, stride
+
+
+def rows(setting: Setting) -> list[Row]:
+    """The lines of the report, for each number of threads and precision."""
+    lines = []
+    for threads in setting.threads:
+        torch.set_num_threads(threads)
+        for precision in precisions(setting.device):
+            label = precision + (f", {threads} threads" if setting.device.type == "cpu" else "")
+            progress(label)
+            lines += shares(label, precision, setting)
+    return lines
+
+
+def shares(label: str, precision: str, setting: Setting) -> list[Row]:
+    """Speed of training and its share of both ceilings."""
+    overrides = ["model=unet_score", f"precision={precision}", *(["budget.batch=32"] if setting.quick else [])]
+    cfg = config(*overrides, device=setting.device)
+    with tempfile.TemporaryDirectory() as folder:
+        data = dataset(Path(folder, "shapes.beton"), count=cfg.budget.batch)
+        subject = trainer(cfg, Path(folder), train=data, test=None, device=setting.device)
+    batch, (x, sigma) = int(cfg.budget.batch), noisy(2, device=setting.device)
+    each = flops(step(subject.model, batch=2, precision=precision, device=setting.device)) / 2  # type: ignore[arg-type]
+    weights = convolutions(subject.model, x, sigma)
+    dtype = DTYPES[precision] or torch.float32
+    cases = {"training": training(subject, noisy(batch, device=setting.device)[0])}
+    cases |= {str(shape): convolution(shape, batch=batch, dtype=dtype, device=setting.device) for shape in weights}
+    if setting.compile:
+        subject.model.compile()
+    seconds = alternate(cases, setting=setting)
+    rates = {shape: [batch * work(shape) / s for s in seconds[str(shape)]] for shape in weights}
+    rounds = range(setting.repeats)
+    weighted = [1 / sum(share / rates[shape][i] for shape, share in weights.items()) for i in rounds]
+    fastest = [max(rate[i] for rate in rates.values()) for i in rounds]
+    reached = [batch * each / s for s in seconds["training"]]
+    return [
+        Row(what=f"training, {label}, batch {batch}", measured=f"{Spread([batch / s for s in seconds['training']]):,.0f} images/s",
+            against=f"{each / 1e9:.2f} GFLOP an image"),
+        Row(what=f"training, {label}", measured=f"{Spread([r / 1e9 for r in reached]):,.0f} GFLOP/s",
+            against=f"3×3 convolutions: {Spread(weighted).median / 1e9:,.0f} GFLOP/s weighted, "
+                    f"{Spread(fastest).median / 1e9:,.0f} at the fastest shape"),
+        at_least(f"share, {label}", percent(reached, weighted), 60, against="3×3 convolutions, weighted", spec=".0f", unit="%"),
+        at_least(f"share, {label}", percent(reached, fastest), 60, against="fastest 3×3 convolution", spec=".0f", unit="%"),
+    ]
+
+
+def percent(part: list[float], whole: list[float]) -> Spread:
+    """Round by round."""
+    return Spread([100 * value for value in ratio(part, whole).values])
+
+
+def flops(call: Callable[[], None]) -> int:
+    """Floating-point operations of one call, a multiplication and an addition counted as two."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def convolutions(model: nn.Module, x: Tensor, sigma: Tensor) -> dict[Shape, float]:
+    """Shapes of the 3×3 convolutions with at least 5 % of their arithmetic, and their shares, which sum to 1."""
+    amount: Counter[Shape] = Counter()
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        shape = (layer.in_channels, layer.out_channels, *inputs[0].shape[2:], layer.stride[0])
+        amount[shape] += work(shape)
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        model(x, sigma)
+    for hook in hooks:
+        hook.remove()
+    main = {shape: count for shape, count in amount.items() if count >= 0.05 * amount.total()}
+    return {shape: count / sum(main.values()) for shape, count in main.items()}
+
+
+def work(shape: Shape) -> int:
+    """Operations of one image's forward and backward (two more of the same size)."""
+    before, after, height, width, stride = shape
+    return 3 * 2 * 9 * before * after * (height // stride) * (width // stride)
+
+
+def convolution(shape: Shape, *, batch: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """Forward and backward of one convolution, to its input and its weight."""
+    before, after, height, width, stride = shape
+    x = torch.randn(batch, before, height, width, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(after, before, 3, 3, device=device, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(after, device=device, dtype=dtype)
+    gradient = torch.randn(batch, after, height // stride, width // stride, device=device, dtype=dtype)
+
+    def once() -> None:
+        torch.autograd.grad(F.conv2d(x, weight, bias, stride=stride, padding=1), (x, weight), gradient)
+
+    return once

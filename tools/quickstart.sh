@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# From a fresh checkout to samples: installs into .venv, writes the embedded data set, trains, samples, shows where.
+# usage: bash tools/quickstart.sh [overrides of configs/train.yaml, e.g. budget.images=100_000]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1:-}" in -h | --help) sed -n '2,3s/^# //p' "$0"; exit ;; esac
+source tools/setup.sh
+install "cluster,wandb"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without its warning
+gpus=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count())')
+processes=$((gpus > 0 ? gpus : 2))
+start=$SECONDS
+
+say "1/3 the embedded data set: coloured shapes"
+.venv/bin/python tools/prepare_data.py shapes
+
+say "2/3 training the small U-Net energy on $processes processes ($([ "$gpus" -gt 0 ] && echo GPUs || echo CPU))"
+.venv/bin/torchrun --standalone --nproc-per-node "$processes" launch/train.py experiment=quickstart run=runs/quickstart "$@"
+
+say "3/3 sampling"
+.venv/bin/torchrun --standalone --nproc-per-node "$processes" launch/sample.py run=runs/quickstart n=64 batch=32
+
+say "done in $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s. Pictures:"
+ls runs/quickstart/previews/*.png runs/quickstart/samples/*.png

@@ -1,0 +1,71 @@
+# Sourced by quickstart.sh and test.sh: makes .venv and installs the package into it, once for each setup.cfg.
+# usage: install "<extras>"      PYTHON=python3.12 chooses another Python; EBM_FFCV=0 leaves FFCV out
+packages="g++ pkg-config libopencv-dev libturbojpeg0-dev"
+
+say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
+
+as_root() { # runs a command as root where that needs no password
+    if [ "$(id -u)" = 0 ]; then "$@"; elif sudo -n true 2>/dev/null; then sudo -n "$@"; else return 1; fi
+}
+
+apt_install() {
+    command -v apt-get >/dev/null || return 1
+    as_root true 2>/dev/null || return 1
+    as_root apt-get update -q >>"$log" 2>&1
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >>"$log" 2>&1
+}
+
+choose_python() {
+    python=${PYTHON:-python3}
+    "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || {
+        echo "error: PYTHON=$python is not Python 3.10 to 3.13; name one that is: PYTHON=python3.12 bash $0" >&2; exit 2; }
+}
+
+make_venv() {
+    [ -x .venv/bin/python ] && .venv/bin/python -m pip --version >/dev/null 2>&1 && return
+    rm -rf .venv
+    "$python" -m venv .venv >>"$log" 2>&1 && return
+    say "Python's venv is incomplete here; installing the package python3-venv"
+    apt_install python3-venv && "$python" -m venv .venv >>"$log" 2>&1 && return
+    echo "error: $python cannot make a virtual environment; ask for the package python3-venv (log: $log)" >&2; exit 2
+}
+
+ffcv_can_build() {
+    command -v g++ >/dev/null && pkg-config --exists opencv4 libturbojpeg 2>/dev/null &&
+        [ -f "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" ]
+}
+
+install_ffcv() { # returns 1 where it can't be had; training then reads the same files with a plain loader
+    [ "${EBM_FFCV:-1}" = 0 ] && return 1
+    if compgen -G "wheels/ffcv-*.whl" >/dev/null && pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2"; then return; fi
+    local headers=
+    [ "$python" -ef /usr/bin/python3 ] && headers=python3-dev
+    if ! ffcv_can_build; then
+        say "FFCV needs system packages ($packages $headers); installing them"
+        # shellcheck disable=SC2086
+        apt_install $packages $headers
+    fi
+    ffcv_can_build && pip_install ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
+}
+
+pip_install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@" >>"$log" 2>&1; }
+
+install() {
+    local extras=$1 stamp
+    mkdir -p build
+    log=build/setup.log
+    stamp=$(cat setup.cfg tools/setup.sh <(echo "$extras ${PYTHON:-} ${EBM_FFCV:-1}") | sha256sum | cut -c1-16)
+    if [ -x .venv/bin/python ] && [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ]; then return; fi
+    : >"$log"
+    choose_python
+    make_venv
+    say "installing the package and PyTorch into .venv (some GB, a few minutes the first time; log: $log)"
+    pip_install --upgrade pip wheel || true
+    pip_install -e ".[$extras]" || { tail -n 5 "$log" >&2; echo "error: the packages cannot be installed (log: $log)" >&2; exit 1; }
+    if install_ffcv; then
+        say "FFCV is installed"
+    else
+        say "FFCV is not installed; the plain loader reads the same files. To have it, ask for: $packages, then run this again"
+    fi
+    echo "$stamp" >.venv/installed
+}
