@@ -111,9 +111,9 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
         model=model, averages=averages, objective=build(cfg.objective, key="objective"),
         schedule=build(cfg.schedule, key="schedule"), optimizer=build(cfg.optimizer, key="optimizer")(model.parameters()),
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
-        events=[Event(every=plain(cfg, "log_every", int, least=1), action=Log(metrics=metrics)),
-                Event(every=plain(cfg, "save.every", int, least=1), action=save),
-                Event(every=plain(cfg, "preview.every", int, least=1), action=preview)],
+        events=[Event(every=plain(cfg, "log_every", int, least=1), action=Log(metrics=metrics), urgent=True),
+                Event(every=plain(cfg, "save.every", int, least=1), action=save, urgent=True),
+                Event(every=plain(cfg, "preview.every", int, least=1), action=preview, urgent=False)],
     )
 
 

@@ -62,3 +62,5 @@ class Average:
         """Moves the average towards the model after step ``step`` (from 1)."""
         old: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(old, list(model.parameters()), 1 - self.rule.decay(step, batch))
+        for mine, its in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,14 +23,14 @@ class Log:
     """Means since the last record: loss, gradient norm, learning rate and images/s, in metrics.jsonl and on the bar."""
 
     metrics: Metrics
-    since: float = field(default_factory=time.perf_counter)
+    since: float | None = None
 
     def __call__(self, trainer: Trainer) -> None:
         sums = {name: float(value) for name, value in trainer.running.items()}  # the one wait for the device
         trainer.running.clear()
         now, steps = time.perf_counter(), sums.pop("steps")
-        speed = steps * trainer.budget.batch / (now - self.since)
-        self.since = now
+        began, self.since = self.since or trainer.began, now
+        speed = steps * trainer.budget.batch / (now - began)
         if trainer.world.is_main:
             means = {name: value / steps for name, value in sums.items()}
             self.metrics.write("train", step=trainer.step, images=trainer.images, **means,
@@ -76,7 +76,7 @@ class Save:
     held_out: Callable[[Trainer], float] | None
 
     def __call__(self, trainer: Trainer) -> None:
-        loss = None if self.held_out is None else self.held_out(trainer)
+        loss = None if self.held_out is None or trainer.stopping else self.held_out(trainer)
         if not trainer.world.is_main:
             return
         start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,14 +30,20 @@ class NonFinite(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something done on every process at a step boundary, every ``every`` images and at the end."""
+    """Something done on every process at a step boundary, every ``every`` images and at the end of training.
+
+    When a run is stopped early there may be little time, so only what is ``urgent`` is done then.
+    """
 
     every: int
     action: Callable[[Trainer], None]
+    urgent: bool
 
-    def due(self, step: int, batch: int) -> bool:
-        """Whether it is done after ``step`` steps of ``batch`` images."""
-        return step % max(1, round(self.every / batch)) == 0
+    def due(self, trainer: Trainer) -> bool:
+        """Whether it is done after the step that ``trainer`` has just made."""
+        if trainer.stopping:
+            return self.urgent
+        return trainer.step % max(1, round(self.every / trainer.budget.batch)) == 0 or trainer.step == trainer.budget.steps
 
 
 @dataclass(kw_only=True)
@@ -56,6 +63,7 @@ class Trainer:
     events: Sequence[Event] = ()
     stop_asked: Callable[[], bool] = lambda: False
     step: int = 0
+    stopping: bool = False
     running: dict[str, Tensor] = field(default_factory=dict)  # sums on the device since they were last read
 
     def __post_init__(self) -> None:
@@ -79,18 +87,18 @@ class Trainer:
             return True
         first = next(batches)
         self.settle(first)
+        self.began = time.perf_counter()
         with self.progress() as self.bar:
             for images in itertools.chain([first], batches):
-                stop = self.train_step(images)
+                self.stopping = self.train_step(images)
                 self.step += 1
                 self.bar.update(self.budget.batch)
-                last = stop or self.step == self.budget.steps
-                due = [event for event in self.events if last or event.due(self.step, self.budget.batch)]
+                due = [event for event in self.events if event.due(self)]
                 if due:
                     self.accept(self.lagged.latest())
                 for event in due:
                     event.action(self)
-                if last:
+                if self.stopping or self.step == self.budget.steps:
                     break
         return self.step == self.budget.steps
 

@@ -2,13 +2,11 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
 from ebm.train.events import Save
-from ebm.train.trainer import Trainer
 from tools.bench.measure import Row, Setting, Spread, alternate, at_most
 from tools.bench.subject import ROOT, config, dataset, noisy, trainer, training
 
@@ -34,24 +32,22 @@ def shares(folder: Path, setting: Setting) -> list[Row]:
     subject = trainer(cfg, folder, train=train, test=test, device=setting.device)
     save = next(event.action for event in subject.events if isinstance(event.action, Save))
     assert save.held_out is not None
-    batch, taken, sizes = int(cfg.budget.batch), [], []
+    batch, held_out = int(cfg.budget.batch), save.held_out
 
     def save_once() -> None:
         subject.step += 1  # another step, another file
-        start = time.perf_counter()
-        path = save.checkpoints.save(subject.step, subject.state())
-        taken.append(time.perf_counter() - start)
-        sizes.append(path.stat().st_size)
+        save.checkpoints.save(subject.step, subject.state())
 
     seconds = alternate({"training": training(subject, noisy(batch, device=setting.device)[0]), "save": save_once,
-                         "score": scoring(subject, save)}, setting=setting)
+                         "score": lambda: held_out(subject)}, setting=setting)
+    size = save.checkpoints.paths()[0].stat().st_size
     speed, every = batch / Spread(seconds["training"]).median, int(cfg.save.every)
     against = f"training {every:,} images at {speed:,.0f} images/s"
     between = [every / batch * s for s in seconds["training"]]
     percent = {name: Spread([100 * s / (s + b) for s, b in zip(seconds[name], between, strict=True)])
                for name in ("save", "score")}
     return [
-        Row(what="one save", measured=f"{Spread(taken):.3f} s", against=f"{sizes[-1] / 1e6:.0f} MB"),
+        Row(what="one save", measured=f"{Spread(seconds['save']):.3f} s", against=f"{size / 1e6:.0f} MB"),
         at_most("share of time spent saving", percent["save"], 2, against=against, spec=".3f", unit="%"),
         Row(what=f"share of time spent on the held-out score ({cfg.save.held_out} images)",
             measured=f"{percent['score']:.2f} %", against=against),

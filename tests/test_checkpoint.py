@@ -1,0 +1,110 @@
+"""Checkpoints: whole or absent after a kill, a damaged one passed over, the last n and the best kept."""
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from ebm.train import checkpoint
+from ebm.train.checkpoint import Checkpoints, DamagedCheckpoint, load, write_atomically
+
+SAVING = """
+import sys, torch
+from pathlib import Path
+from ebm.train.checkpoint import Checkpoints
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
+step = int(sys.argv[2])
+while True:
+    step += 1
+    checkpoints.save(step, {"step": step, "model": {"weight": torch.full((1_000_000,), float(step))}})
+    print(step, flush=True)
+"""
+
+
+def state(step: int) -> dict[str, object]:
+    return {"step": step, "model": {"weight": torch.full((1000,), float(step))}}
+
+
+def test_a_kill_while_saving_loses_no_saved_step(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    step = 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path), str(step)], stdout=subprocess.PIPE,
+                                   text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        said = [int(line) for line in (first + process.stdout.read()).splitlines()]
+        process.wait()
+        process.stdout.close()
+        newest = Checkpoints(tmp_path, keep=2).newest()
+        assert newest is not None
+        content = load(newest)
+        assert content["step"] in (said[-1], said[-1] + 1), "a step that was saved before the kill is gone"
+        assert (content["model"]["weight"] == content["step"]).all()
+        step = content["step"]
+    Checkpoints(tmp_path, keep=2).save(step + 1, state(step + 1))
+    assert [path.name for path in tmp_path.glob(".*")] == [], "leftovers of the kills were not cleared away"
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit", "empty"])
+def test_a_damaged_newest_is_reported_and_the_one_before_used(damage: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    older, newest = checkpoints.save(1, state(1)), checkpoints.save(2, state(2))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes({"cut": content[: len(content) // 2], "one bit": content, "empty": b""}[damage])
+    with pytest.raises(DamagedCheckpoint, match=newest.name):
+        load(newest)
+    with pytest.warns(UserWarning, match=f"{newest.name}: damaged.*going back to the one before it"):
+        assert checkpoints.newest() == older
+
+
+def test_the_last_n_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, loss in ((1, 0.5), (2, 0.3), (3, 0.4), (4, 0.35), (5, 0.6)):
+        better = checkpoints.mark_best(checkpoints.save(step, state(step)), loss)
+        assert better == (step <= 2)
+    assert [load(path)["step"] for path in checkpoints.paths()] == [5, 4, 2]
+    best = checkpoints.best()
+    assert best is not None
+    assert (load(best[0])["step"], best[1]) == (2, 0.3)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    first = checkpoints.save(1, state(1))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, state(2))
+    assert list(tmp_path.iterdir()) == [first]
+    assert checkpoints.newest() == first
+
+
+def test_only_tensors_and_plain_values_are_loaded(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(1, {"step": 1, "code": os.system})
+    with pytest.raises(Exception, match="weights_only|Unsupported"):
+        load(path)
+
+
+def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"a longer first version")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]

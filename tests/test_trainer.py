@@ -1,0 +1,134 @@
+"""The loop itself: a step that is not finite changes nothing, mixed precision is on, every event comes when it is due."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ebm.energy import Energy, pooled
+from ebm.nets.cnn import CNN
+from ebm.objective import EDM, DenoisingScoreMatching
+from ebm.schedule import LogUniform
+from ebm.train.budget import Budget
+from ebm.train.distributed import World
+from ebm.train.ema import Average, PowerFunction
+from ebm.train.precision import Precision
+from ebm.train.rate import Constant
+from ebm.train.trainer import Event, NonFinite, Trainer
+
+BATCH = 4
+
+
+def make_trainer(*, steps: int = 8, precision: str = "fp32", events: list[Event] | None = None) -> Trainer:
+    torch.manual_seed(0)
+    model = Energy(CNN(channels=3, width=8, levels=1, sigma_aware=True), pooled, sigma_data=0.5)
+    return Trainer(
+        model=model, averages=[Average(model, PowerFunction(sigma_rel=0.1))],
+        objective=DenoisingScoreMatching(weighting=EDM(sigma_data=0.5)), schedule=LogUniform(sigma_min=0.1, sigma_max=10.0),
+        optimizer=torch.optim.Adam(model.parameters(), fused=True), rate=Constant(peak=1e-3, warmup=0),
+        budget=Budget(images=steps * BATCH, batch=BATCH, micro_batch=BATCH, clip=1e9), precision=Precision(name=precision),
+        seed=0, world=World(rank=0, size=1, device=torch.device("cpu")), events=events or [],
+    )
+
+
+def images(*, bad_from: int | None = None) -> Iterator[Tensor]:
+    source = torch.Generator().manual_seed(0)
+    step = 0
+    while True:
+        x = torch.rand(BATCH, 3, 8, 8, generator=source) * 2 - 1
+        yield x if bad_from is None or step < bad_from else x.fill_(torch.nan)
+        step += 1
+
+
+@dataclass
+class Memory:
+    """An event that keeps what it saw."""
+
+    steps: list[int] = field(default_factory=list)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, trainer: Trainer) -> None:
+        self.steps.append(trainer.step)
+        self.parameters = copy.deepcopy(trainer.model.state_dict())
+
+
+@pytest.mark.parametrize("every", [BATCH, 100 * BATCH], ids=["events at each step", "no event"])
+def test_a_loss_that_is_not_finite_stops_before_the_parameters_change(every: int) -> None:
+    good = make_trainer(steps=3)
+    good.fit(images())
+    memory = Memory()
+    bad = make_trainer(steps=8, events=[Event(every=every, action=memory, urgent=True)])
+    with pytest.raises(NonFinite, match="step 3: the loss or its gradient was not finite on 1 of 1 processes"):
+        bad.fit(images(bad_from=3))
+    for name, value in good.model.state_dict().items():
+        torch.testing.assert_close(bad.model.state_dict()[name], value, rtol=0, atol=0, msg=f"{name} changed in the bad step")
+    assert memory.steps == ([1, 2, 3] if every == BATCH else []), "an event ran on a bad step"
+
+
+def test_events_come_when_due_and_at_the_end() -> None:
+    each, third = Memory(), Memory()
+    trainer = make_trainer(steps=8, events=[Event(every=BATCH, action=each, urgent=True), Event(every=3 * BATCH, action=third, urgent=False)])
+    assert trainer.fit(images())
+    assert each.steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert third.steps == [3, 6, 8]
+
+
+def test_a_request_to_stop_is_followed_at_the_next_step_with_what_is_urgent() -> None:
+    saved, drawn = Memory(), Memory()
+    trainer = make_trainer(steps=100, events=[Event(every=1000 * BATCH, action=saved, urgent=True),
+                                              Event(every=3 * BATCH, action=drawn, urgent=False)])
+    trainer.stop_asked = lambda: trainer.step >= 4
+    assert not trainer.fit(images())
+    assert trainer.step == 6  # asked in step 4 (from 0), read by all in step 5
+    assert saved.steps == [6]
+    assert drawn.steps == [3]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_mixed_precision_is_really_on(name: str, dtype: torch.dtype) -> None:
+    trainer = make_trainer(steps=2, precision=name)
+    seen: set[torch.dtype] = set()
+    for module in trainer.model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+    trainer.fit(images())
+    assert seen == {dtype}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+def test_loss_scaling_is_used_in_fp16_alone_and_leaves_the_updates_alone() -> None:
+    assert make_trainer(precision="fp16").scaler.get_scale() > 1
+    plain = make_trainer(steps=4)
+    assert plain.scaler.get_scale() == 1
+    scaled = make_trainer(steps=4)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    plain.fit(images())
+    scaled.fit(images())
+    for (name, a), b in zip(plain.model.state_dict().items(), scaled.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_clipping_bounds_the_gradient() -> None:
+    trainer = make_trainer(steps=1)
+    trainer.budget = Budget(images=BATCH, batch=BATCH, micro_batch=BATCH, clip=1e-3)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.rate = Constant(peak=1.0, warmup=0)
+    trainer.fit(images())
+    moved = torch.cat([(a - b).flatten() for a, b in zip(before, trainer.model.parameters(), strict=True)]).norm()
+    assert 0.9e-3 < float(moved.detach()) < 1.001e-3
+
+
+@pytest.mark.parametrize(("values", "says"), [
+    ({"batch": 6}, "batch: 6 is not accepted; it must divide among 4 processes"),
+    ({"batch": 20, "micro_batch": 3}, "micro_batch: 3 is not accepted"),
+    ({"clip": 0.0}, "clip: 0.0 is not accepted"),
+])
+def test_budgets_that_do_not_divide_are_refused(values: dict[str, float], says: str) -> None:
+    whole = {"images": 100, "batch": 8, "micro_batch": 8, "clip": 1.0}
+    with pytest.raises(ValueError, match=says):
+        Budget(**{**whole, **values}).pieces(4)  # type: ignore[arg-type]
