@@ -55,11 +55,13 @@ class RunFolder:
     def checkpoint(self, which: str) -> Path:
         """Path of the checkpoint "newest", "best", or of that name; raises FileNotFoundError where there is none."""
         checkpoints = self.checkpoints()
-        best = checkpoints.best()
         if which == "newest":
             path = checkpoints.newest()
+        elif which == "best":
+            best = checkpoints.best()
+            path = best[0] if best else None
         else:
-            path = (best[0] if best else None) if which == "best" else Path(which)
+            path = Path(which)
         if path is None or not path.exists():
             raise FileNotFoundError(f"checkpoint: {which!r} is not in {checkpoints.folder}; "
                                     f"there are {', '.join(p.name for p in checkpoints.paths()) or 'none'}")

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ebm.data import Dataset, to_uint8
+from ebm.data import to_uint8
 from ebm.energy import Preconditioned
 from ebm.pictures import save_grid
 from ebm.sampling import Sampler, batches_of, draw, trajectory
@@ -58,10 +58,10 @@ def trained(cfg: DictConfig, device: torch.device) -> tuple[Preconditioned, tupl
     config = folder.config()
     state = load(folder.checkpoint(cfg.checkpoint), device)
     averages = state["averages"]
-    if not 0 <= plain(cfg, "average", int) < len(averages):
-        raise ValueError(f"average: {cfg.average!r} is not accepted; the run has {len(averages)}, counted from 0")
+    if not 0 <= plain(cfg, "ema", int) < len(averages):
+        raise ValueError(f"ema: {cfg.ema!r} is not accepted; the run has {len(averages)}, counted from 0")
     model = make_model(config, device)
-    model.load_state_dict(averages[cfg.average])
+    model.load_state_dict(averages[cfg.ema])
     shape: tuple[int, int, int] = tuple(config.data.shape)
     return model.eval().requires_grad_(False), shape
 

@@ -20,13 +20,11 @@ SHAPE = (3, 16, 16)
 SMALL = {"cnn": ["model.network.width=8"], "unet": ["model.network.width=16", "model.network.blocks=1"]}
 FEW = {"steps": "3", "steps_per_level": "1"}
 NO_ENERGY = ("unet_score", "unet_full_score")
-ENTRIES = ("train", "sample")
 
 
-def config(*overrides: str, entry: str = "train") -> DictConfig:
+def config(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(entry, overrides=["+hydra.runtime.choices.model=x", "+hydra.runtime.choices.schedule=x", "run=x", *overrides]
-                       if entry == "train" else ["run=x", *overrides])
+        return compose("train", overrides=["run=x", *overrides])
 
 
 def targets(node: object, path: str = "") -> list[tuple[str, DictConfig]]:

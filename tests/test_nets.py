@@ -40,8 +40,14 @@ def test_group_norm_is_pytorchs_with_sixteen_channels_a_group(channels: int, gro
     assert_close(layer(h), F.group_norm(h, groups, layer.weight, layer.bias))
 
 
-def test_group_norm_leaves_the_precision_of_its_input() -> None:
-    assert GroupNorm(16)(torch.ones(1, 16, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_group_norm_leaves_the_precision_of_its_input(dtype: torch.dtype) -> None:
+    assert GroupNorm(16)(torch.ones(1, 16, 2, 2, dtype=dtype)).dtype == dtype
+
+
+def test_group_norm_refuses_channels_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"width: 50 .*multiple of 16"):
+        GroupNorm(50)
 
 
 def test_modulation_scales_and_shifts_from_the_identity() -> None:

@@ -49,6 +49,7 @@ def test_training_runs_low_in_the_network_and_float32_around_it(
     with Precision(name=name).autocast(CPU):
         loss = DenoisingScoreMatching(weighting=EDM(sigma_data=SIGMA_DATA))(model, clean, SIGMAS, noise)
         score = model(x, SIGMAS).detach()
+        assert model.features(x, SIGMAS).dtype == torch.float32  # so that heads add up in float32
         assert head == "direct" or model.energy(x, SIGMAS).dtype == torch.float32
     assert seen == {dtype}
     assert loss.dtype == score.dtype == torch.float32

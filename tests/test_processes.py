@@ -77,7 +77,7 @@ def test_a_run_can_come_back_on_another_number_of_processes(
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     number: signal.Signals, tiny: list[str], command: Command, tmp_path: Path
 ) -> None:
-    overrides = [*tiny, "budget.images=4000", "log_every=8"]
+    overrides = [*tiny, "budget.images=12_000", "log_every=8"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, f"{ROOT}/launch/train.py", *overrides, f"run={run}"],
                                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -86,8 +86,8 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     stopped = int(final_state(run)[".step"])
-    assert f"stopped at step {stopped} of 500" in output
-    assert 0 < stopped < 500
+    assert f"stopped at step {stopped} of 1500" in output
+    assert 0 < stopped < 1500
     command("train", *overrides, f"run={run}")
     command("train", *overrides, f"run={whole}")
     assert fingerprint(final_state(run)) == fingerprint(final_state(whole))

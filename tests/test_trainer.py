@@ -71,20 +71,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_parameters_change(every: int
 
 def test_events_come_when_due_and_at_the_end() -> None:
     each, third = Memory(), Memory()
-    trainer = make_trainer(steps=8, events=[Event(every=BATCH, action=each, urgent=True), Event(every=3 * BATCH, action=third, urgent=False)])
+    trainer = make_trainer(steps=8, events=[Event(every=BATCH, action=each, urgent=True),
+                                            Event(every=3 * BATCH, action=third, urgent=False)])
     assert trainer.fit(images())
     assert each.steps == [1, 2, 3, 4, 5, 6, 7, 8]
     assert third.steps == [3, 6, 8]
 
 
-def test_a_request_to_stop_is_followed_at_the_next_step_with_what_is_urgent() -> None:
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_request_to_stop_is_followed_at_the_next_step_with_what_is_urgent(every: int) -> None:
     saved, drawn = Memory(), Memory()
-    trainer = make_trainer(steps=100, events=[Event(every=1000 * BATCH, action=saved, urgent=True),
+    trainer = make_trainer(steps=100, events=[Event(every=every * BATCH, action=saved, urgent=True),
                                               Event(every=3 * BATCH, action=drawn, urgent=False)])
     trainer.stop_asked = lambda: trainer.step >= 4
     assert not trainer.fit(images())
-    assert trainer.step == 6  # asked in step 4 (from 0), read by all in step 5
-    assert saved.steps == [6]
+    assert trainer.step == (5 if every == 1 else 6)  # asked in step 4 (from 0); read at once only where an event waits
+    assert saved.steps[-1] == trainer.step
     assert drawn.steps == [3]
 
 

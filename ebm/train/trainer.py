@@ -93,10 +93,9 @@ class Trainer:
                 self.stopping = self.train_step(images)
                 self.step += 1
                 self.bar.update(self.budget.batch)
-                due = [event for event in self.events if event.due(self)]
-                if due:
-                    self.accept(self.lagged.latest())
-                for event in due:
+                if any(event.due(self) for event in self.events):  # what follows waits for the device anyway
+                    self.stopping |= self.accept(self.lagged.latest())
+                for event in [event for event in self.events if event.due(self)]:
                     event.action(self)
                 if self.stopping or self.step == self.budget.steps:
                     break

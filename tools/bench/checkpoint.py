@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from ebm.train.events import Save
-from tools.bench.measure import Row, Setting, Spread, alternate, at_most
-from tools.bench.subject import ROOT, config, dataset, noisy, trainer, training
+from tools.bench.measure import ROOT, Row, Setting, Spread, alternate, at_most
+from tools.bench.subject import config, dataset, noisy, trainer, training
 
 TITLE = "Saving"
-NOTE = ("The default run (`configs/train.yaml`, `model=unet`, an energy): time of one save, with its fsync, on the disk that "
-        "`runs/` is on, against the time in which training gets from one save to the next at its speed measured here. The held-out "
+NOTE = ("The default run (`configs/train.yaml`, `model=unet`, an energy): time of one save, with its fsync, on the disk of "
+        "`runs/`, against the time in which training gets from one save to the next at its speed measured here. The held-out "
         "score that comes with a save is evaluation, not saving, so it has its own line and no target.")
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tools.bench.measure import ROOT
 
 
 def describe(*, threads: list[int]) -> dict[str, str]:
     """What a reader needs to judge the numbers, by name."""
-    known = {
+    return {
         "Date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "Revision": revision(),
         "CPU": f"{cpu()}, {len(os.sched_getaffinity(0))} cores, torch threads: {', '.join(map(str, threads))}",
@@ -25,7 +25,6 @@ def describe(*, threads: list[int]) -> dict[str, str]:
         "Software": f"Python {platform.python_version()}, " + ", ".join(map(version, ("torch", "torchvision", "ffcv"))),
         "Load before the start": "{:.2f} {:.2f} {:.2f} (processes running, over 1, 5 and 15 minutes)".format(*os.getloadavg()),
     }
-    return known
 
 
 def cpu() -> str:
@@ -47,9 +46,13 @@ def version(package: str) -> str:
 def revision() -> str:
     """The commit, and whether files differ from it."""
     try:
-        commit, changes = (
-            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "ebm", "launch", "configs", "tools"]))
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changes = git("status", "--porcelain", "--", "ebm", "launch", "configs", "tools")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}{' and uncommitted changes' if changes else ''}"
+
+
+def git(*command: str) -> str:
+    """What git answers in this repository."""
+    return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,19 +1,22 @@
 """Speed as ratios within one run: the cases take turns, and the median over the rounds is what counts."""
 from __future__ import annotations
 
+import ast
 import math
-import multiprocessing
+import pickle
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +107,13 @@ def seconds_per_call(case: Callable[[], object], calls: int, *, setting: Setting
 
 
 def fresh(function: Callable[..., T], *arguments: object) -> T:
-    """What a function of a module returns in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    """What a module's function returns, made of numbers and tuples, in a process of its own."""
+    code = (f"import sys, pickle; sys.path[0] = {str(ROOT)!r}; "
+            "function, arguments = pickle.load(sys.stdin.buffer); print(function(*arguments))")
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((function, arguments)),
+                          stdout=subprocess.PIPE, check=True)
+    value: T = ast.literal_eval(done.stdout.decode().splitlines()[-1])
+    return value
 
 
 def progress(line: str) -> None:

@@ -20,8 +20,7 @@ from ebm.train.trainer import Trainer
 from launch.build import best_precision, build
 from launch.run import RunFolder
 from launch.train import make_model, make_trainer, resolved
-
-ROOT = Path(__file__).resolve().parents[2]
+from tools.bench.measure import ROOT
 
 
 def config(*overrides: str, device: torch.device) -> DictConfig:
@@ -81,7 +80,7 @@ def trainer(cfg: DictConfig, folder: Path, *, train: Dataset, test: Dataset | No
 
 
 def training(trainer: Trainer, images: Tensor) -> Callable[[], None]:
-    """Whole training steps, optimiser and average included, on the same uint8-valued images in [-1, 1]."""
+    """Whole training steps, optimiser and average included, on the same images."""
     def once() -> None:
         trainer.train_step(images)
         trainer.step += 1

@@ -57,8 +57,9 @@ def shares(label: str, precision: str, setting: Setting) -> list[Row]:
     weighted = [1 / sum(share / rates[shape][i] for shape, share in weights.items()) for i in rounds]
     fastest = [max(rate[i] for rate in rates.values()) for i in rounds]
     reached = [batch * each / s for s in seconds["training"]]
+    speed = Spread([batch / s for s in seconds["training"]])
     return [
-        Row(what=f"training, {label}, batch {batch}", measured=f"{Spread([batch / s for s in seconds['training']]):,.0f} images/s",
+        Row(what=f"training, {label}, batch {batch}", measured=f"{speed:,.0f} images/s",
             against=f"{each / 1e9:.2f} GFLOP an image"),
         Row(what=f"training, {label}", measured=f"{Spread([r / 1e9 for r in reached]):,.0f} GFLOP/s",
             against=f"3×3 convolutions: {Spread(weighted).median / 1e9:,.0f} GFLOP/s weighted, "
