@@ -98,7 +98,10 @@ class DirectScore(Preconditioned):
 def check_shapes(model: Preconditioned, shape: tuple[int, int, int]) -> None:
     """Raises ValueError where model and images of ``shape`` (C, H, W) don't fit together, without computing anything."""
     y = torch.zeros(1, *shape, device="meta")
-    f = copy.deepcopy(model.network).to("meta")(y, y[:, 0, 0, 0])
+    try:
+        f = copy.deepcopy(model.network).to("meta", torch.float32)(y, y[:, 0, 0, 0])
+    except RuntimeError as error:
+        raise ValueError(f"model: its network doesn't take images of {shape}: {error}") from error
     if f.shape != y.shape and not (isinstance(model, Energy) and model.head is pooled):
         raise ValueError(
             f"model: its network turns images {tuple(y.shape[1:])} into {tuple(f.shape[1:])}, "

@@ -25,12 +25,8 @@ def draw(
     model: nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int, device: torch.device
 ) -> Tensor:
     """The images that ``sampler`` ends with, (len(indices), C, H, W), pixels about [-1, 1]."""
-    step = None
-    for step in trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device):
-        pass
-    if step is None:
-        raise ValueError("sampler: it took no step")
-    return step.x
+    *_, last = trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device)
+    return last.x
 
 
 def batches_of(count: int, *, batch: int, rank: int, world: int) -> list[range]:

@@ -25,7 +25,7 @@ from ebm.train.ema import Average
 from ebm.train.events import HeldOut, Log, Preview, Save
 from ebm.train.metrics import Metrics
 from ebm.train.precision import Precision
-from ebm.train.trainer import Event, NonFinite, Trainer
+from ebm.train.trainer import Event, NonFiniteError, Trainer
 from launch.build import best_precision, build, plain
 from launch.entry import checking, refuse, run
 from launch.run import RunFolder
@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
         if world.is_main:
             how = "trained" if done else "stopped"
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
-    except NonFinite as error:
+    except NonFiniteError as error:
         refuse(str(error), code=1)
     finally:
         context.__exit__(None, None, None)

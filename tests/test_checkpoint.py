@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 from ebm.train import checkpoint
-from ebm.train.checkpoint import Checkpoints, DamagedCheckpoint, load, write_atomically
+from ebm.train.checkpoint import Checkpoints, DamagedCheckpointError, load, write_atomically
 
 SAVING = """
 import sys, torch
@@ -65,7 +65,7 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(damage: str, tmp_p
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes({"cut": content[: len(content) // 2], "one bit": content, "empty": b""}[damage])
-    with pytest.raises(DamagedCheckpoint, match=newest.name):
+    with pytest.raises(DamagedCheckpointError, match=newest.name):
         load(newest)
     with pytest.warns(UserWarning, match=f"{newest.name}: damaged.*going back to the one before it"):
         assert checkpoints.newest() == older

@@ -18,7 +18,7 @@ from ebm.train.distributed import World
 from ebm.train.ema import Average, PowerFunction
 from ebm.train.precision import Precision
 from ebm.train.rate import Constant
-from ebm.train.trainer import Event, NonFinite, Trainer
+from ebm.train.trainer import Event, NonFiniteError, Trainer
 
 BATCH = 4
 
@@ -62,7 +62,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_parameters_change(every: int
     good.fit(images())
     memory = Memory()
     bad = make_trainer(steps=8, events=[Event(every=every, action=memory, urgent=True)])
-    with pytest.raises(NonFinite, match="step 3: the loss or its gradient was not finite on 1 of 1 processes"):
+    with pytest.raises(NonFiniteError, match="step 3: the loss or its gradient was not finite on 1 of 1 processes"):
         bad.fit(images(bad_from=3))
     for name, value in good.model.state_dict().items():
         torch.testing.assert_close(bad.model.state_dict()[name], value, rtol=0, atol=0, msg=f"{name} changed in the bad step")

@@ -1,6 +1,8 @@
 """Plain convolutional networks: images in, a small map of features out, for the pooled head."""
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,7 @@ class CNN(nn.Module):
         widths = [width * 2**level for level in range(levels + 1)]
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
-            nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
         )
         # No bias: a constant added to an energy has no gradient, and DistributedDataParallel would wait for it.
         self.out = nn.Conv2d(widths[-1], 1, 1, bias=False)

@@ -40,7 +40,7 @@ class Modulation(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation with groups of ``per_group`` channels, left in the precision of its input."""
+    """Group normalisation with groups of ``per_group`` channels, in its input's precision where autocast allows it."""
 
     def __init__(self, channels: int, *, per_group: int = 16) -> None:
         groups = max(1, channels // per_group)

@@ -36,16 +36,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpointError(ValueError):
     """A checkpoint's bytes don't have the hash in its name, or can't be read."""
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> State:
-    """The state saved in ``path``; raises DamagedCheckpoint if it is not what was written."""
+    """The state saved in ``path``; raises DamagedCheckpointError if it is not what was written."""
     match = NAME.fullmatch(path.name)
     content = path.read_bytes()
     if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
-        raise DamagedCheckpoint(f"{path}: damaged, its content doesn't have the hash in its name")
+        raise DamagedCheckpointError(f"{path}: damaged, its content doesn't have the hash in its name")
     state: State = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     return state
 
@@ -97,7 +97,7 @@ class Checkpoints:
         for path in self.paths():
             try:
                 load(path, "meta")
-            except (DamagedCheckpoint, OSError) as fault:
+            except (DamagedCheckpointError, OSError) as fault:
                 warnings.warn(f"{fault}; going back to the one before it", stacklevel=2)
             else:
                 return path

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
 T = TypeVar("T")
 
 
@@ -62,8 +61,8 @@ def join(*, device: str, timeout_seconds: float) -> Iterator[World]:
     place = choose_device(device, local)
     if place.type == "cuda":
         torch.cuda.set_device(place)  # before NCCL and FFCV, which take the current device
-    else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:  # torchrun would leave each process one thread
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     if size > 1:
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))

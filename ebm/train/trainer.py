@@ -24,7 +24,7 @@ from ebm.train.precision import Precision
 from ebm.train.rate import LearningRate
 
 
-class NonFinite(RuntimeError):
+class NonFiniteError(RuntimeError):
     """The loss or its gradient is not finite; the parameters are those before that step."""
 
 
@@ -130,7 +130,7 @@ class Trainer:
     def vote(self, loss: Tensor, norm: Tensor) -> bool:
         """Adds this step's numbers over all processes and reads those of the step before, which the device has by now.
 
-        Raises NonFinite on every process at the same step; the scaler has kept the parameters as they were.
+        Raises NonFiniteError on every process at the same step; the scaler has kept the parameters as they were.
         """
         bad = ~loss.isfinite() if self.precision.scales else ~(loss.isfinite() & norm.isfinite())
         asked = torch.tensor(float(self.stop_asked()), device=loss.device)
@@ -141,12 +141,12 @@ class Trainer:
         return self.accept(before)
 
     def accept(self, votes: list[float] | None) -> bool:
-        """Raises NonFinite if any process voted that the step was bad; says whether any asked to stop."""
+        """Raises NonFiniteError if any process voted that the step was bad; says whether any asked to stop."""
         if votes is None:
             return False
         _, bad, asked, step = votes
         if bad:
-            raise NonFinite(f"step {int(step)}: the loss or its gradient was not finite on {int(bad)} of "
+            raise NonFiniteError(f"step {int(step)}: the loss or its gradient was not finite on {int(bad)} of "
                             f"{self.world.size} processes; the parameters are those before that step")
         return asked > 0
 
