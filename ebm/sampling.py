@@ -1,6 +1,7 @@
 """Samples by number: image i depends on (seed, i), whatever batch, process or run draws it."""
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -25,7 +26,8 @@ def draw(
     model: nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int, device: torch.device
 ) -> Tensor:
     """The images that ``sampler`` ends with, (len(indices), C, H, W), pixels about [-1, 1]."""
-    *_, last = trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device)
+    # A deque of one keeps the last step alone: the others' images would fill the memory.
+    (last,) = deque(trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device), maxlen=1)
     return last.x
 
 
