@@ -1,7 +1,6 @@
 """Samples by number: image i depends on (seed, i), whatever batch, process or run draws it."""
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -26,8 +25,11 @@ def draw(
     model: nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int, device: torch.device
 ) -> Tensor:
     """The images that ``sampler`` ends with, (len(indices), C, H, W), pixels about [-1, 1]."""
-    # A deque of one keeps the last step alone: the others' images would fill the memory.
-    (last,) = deque(trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device), maxlen=1)
+    last = None
+    for last in trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device):
+        pass  # keeping every step would fill the memory with images
+    if last is None:
+        raise ValueError("sampler: it took no step")
     return last.x
 
 

@@ -16,6 +16,10 @@ from ebm.data.beton import write_beton
 from ebm.data.shapes import shapes
 from ebm.train.checkpoint import Checkpoints, load
 
+# With more threads than idle cores, small tensors wait for each other at every loop: a hundred times slower.
+torch.set_num_threads(1)
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["model=cnn", "model.network.width=8", "model.network.levels=2", "schedule=loguniform", "rate=constant",
         "rate.warmup=0", "budget.batch=8", "log_every=16", "save.every=1_000_000", "preview.every=1_000_000", "preview.count=2",
@@ -42,7 +46,7 @@ def command() -> Command:
         if processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run([*start, f"{ROOT}/launch/{entry}.py", *overrides], capture_output=True, text=True, timeout=240,
-                              cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+                              cwd=ROOT, env=ONE_THREAD, check=False)
         if check and done.returncode:
             pytest.fail(f"{entry} {' '.join(overrides)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done

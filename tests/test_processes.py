@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Command, final_state, fingerprint
+from conftest import ONE_THREAD, ROOT, Command, final_state, fingerprint
 
 STEPS, BATCH = 20, 8
 LENGTH = f"budget.images={STEPS * BATCH}"
@@ -80,7 +80,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     overrides = [*tiny, "budget.images=12_000", "log_every=8"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, f"{ROOT}/launch/train.py", *overrides, f"run={run}"],
-                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                               cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(run / "metrics.jsonl", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)

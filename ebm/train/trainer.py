@@ -133,7 +133,7 @@ class Trainer:
         Raises NonFiniteError on every process at the same step; the scaler has kept the parameters as they were.
         """
         bad = ~loss.isfinite() if self.precision.scales else ~(loss.isfinite() & norm.isfinite())
-        asked = torch.tensor(float(self.stop_asked()), device=loss.device)
+        asked = torch.full_like(loss, float(self.stop_asked()))
         votes = self.world.sum(torch.stack([loss / self.world.size, bad.float(), asked]))
         for name, value in (("loss", votes[0]), ("grad_norm", norm.detach()), ("steps", torch.ones_like(norm))):
             self.running[name] = self.running.get(name, 0) + value
