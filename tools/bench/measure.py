@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import pickle
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -59,6 +61,8 @@ class Spread:
         return statistics.median(self.values)
 
     def __format__(self, spec: str) -> str:
+        if len(self.values) == 1:
+            return f"{self.median:{spec}}"
         return f"{self.median:{spec}} ({min(self.values):{spec}} to {max(self.values):{spec}})"
 
 
@@ -106,12 +110,12 @@ def seconds_per_call(case: Callable[[], object], calls: int, *, setting: Setting
     return (time.perf_counter() - start) / calls
 
 
-def fresh(function: Callable[..., T], *arguments: object) -> T:
+def fresh(function: Callable[..., T], *arguments: object, environment: Mapping[str, str] = MappingProxyType({})) -> T:
     """What a module's function returns, made of numbers and tuples, in a process of its own."""
     code = (f"import sys, pickle; sys.path[0] = {str(ROOT)!r}; "
             "function, arguments = pickle.load(sys.stdin.buffer); print(function(*arguments))")
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((function, arguments)),
-                          stdout=subprocess.PIPE, check=True)
+                          stdout=subprocess.PIPE, check=True, env={**os.environ, **environment})
     value: T = ast.literal_eval(done.stdout.decode().splitlines()[-1])
     return value
 
@@ -119,3 +123,8 @@ def fresh(function: Callable[..., T], *arguments: object) -> T:
 def progress(line: str) -> None:
     """A line for whoever waits."""
     print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def counted(threads: int) -> str:
+    """A number of threads in words."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"

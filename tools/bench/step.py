@@ -1,7 +1,6 @@
 """What an energy costs: its training step and its score against the same U-Net as a direct score."""
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +8,14 @@ from pathlib import Path
 import torch
 
 from ebm.train.precision import Precision
-from tools.bench.measure import Row, Setting, Spread, alternate, at_most, fresh, progress, ratio
+from tools.bench.measure import Row, Setting, Spread, alternate, at_most, counted, fresh, progress, ratio
 from tools.bench.subject import model, noisy, precisions, step
 
 TITLE = "The cost of an energy"
 NOTE = ("`model=unet` against `model=unet_score`: one network and one preconditioning, as energy and as direct score; "
         "a step is forward and backward of the denoising loss. In forward passes a step costs 6 against 3 and ∇E 2 against 1, "
         "so 2.0 is the floor of all time ratios. Memory is the peak of a step above what stood before it: {method}.")
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc reads it when a process starts
 METHOD = {
     "cpu": "resident memory of a fresh process (VmHWM in /proc, with MALLOC_MMAP_THRESHOLD_=65536, so that what is freed "
            "leaves the process), after a first step with one image",
@@ -30,13 +30,13 @@ def rows(setting: Setting) -> list[Row]:
     for threads in setting.threads:
         torch.set_num_threads(threads)
         for precision in precisions(setting.device):
-            label = f"{precision}, batch {batch}" + (f", {threads} threads" if setting.device.type == "cpu" else "")
+            label = f"{precision}, batch {batch}" + (f", {counted(threads)}" if setting.device.type == "cpu" else "")
             progress(label)
             lines += times(label, batch, precision, setting)
     for precision in precisions(setting.device):
         progress(f"memory, {precision}")
-        pairs = [(fresh(peak, name, batch, precision, setting), name) for name in ("unet", "unet_score")]
-        (energy, _), (score, _) = pairs
+        energy, score = (fresh(peak, name, batch, precision, setting, environment=ENVIRONMENT)
+                         for name in ("unet", "unet_score"))
         lines.append(at_most(f"peak memory of a step, {precision}, batch {batch}", Spread([energy / score]), 2.2,
                              against=f"direct score ({energy / 1e6:,.0f} MB against {score / 1e6:,.0f} MB)"))
     return lines
@@ -102,6 +102,3 @@ def status(key: str) -> int:
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
-
-
-os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # for the fresh processes: glibc reads it when they start

@@ -51,7 +51,7 @@ def step(model: Preconditioned, *, batch: int, precision: str, device: torch.dev
     def once() -> None:
         with mode.autocast(device):
             loss = objective(model, x, sigma, noise).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         model.zero_grad()
 
     return once

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ebm.train.precision import DTYPES
-from tools.bench.measure import Row, Setting, Spread, alternate, at_least, progress, ratio
+from tools.bench.measure import Row, Setting, Spread, alternate, at_least, counted, progress, ratio
 from tools.bench.subject import config, dataset, noisy, precisions, step, trainer, training
 
 TITLE = "Use of the machine"
@@ -30,7 +30,7 @@ def rows(setting: Setting) -> list[Row]:
     for threads in setting.threads:
         torch.set_num_threads(threads)
         for precision in precisions(setting.device):
-            label = precision + (f", {threads} threads" if setting.device.type == "cpu" else "")
+            label = precision + (f", {counted(threads)}" if setting.device.type == "cpu" else "")
             progress(label)
             lines += shares(label, precision, setting)
     return lines
@@ -78,7 +78,7 @@ def flops(call: Callable[[], None]) -> int:
     """Floating-point operations of one call, a multiplication and an addition counted as two."""
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def convolutions(model: nn.Module, x: Tensor, sigma: Tensor) -> dict[Shape, float]:
