@@ -71,10 +71,11 @@ class Energy(Preconditioned):
         return self.head(y, self.features(y, sigma))
 
     def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """E(x, σ): (B, C, H, W), (B,) -> (B,)."""
-        c_in = self.c_in(sigma)
-        gaussian = 0.5 * (c_in * x).square().flatten(1).sum(1)
-        return gaussian - self.sigma_data / sigma * self.potential(c_in * x, sigma)
+        """E(x, σ): (B, C, H, W), (B,) -> (B,), in x's precision: what is read from energies are their small differences."""
+        with torch.autocast(x.device.type, enabled=False):
+            c_in = self.c_in(sigma)
+            gaussian = 0.5 * (c_in * x).square().flatten(1).sum(1)
+            return gaussian - self.sigma_data / sigma * self.potential(c_in * x, sigma)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """−∇E(x, σ), of x's shape; differentiable, and available under ``no_grad`` (not under ``inference_mode``)."""

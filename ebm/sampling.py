@@ -25,12 +25,17 @@ def draw(
     model: nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int, device: torch.device
 ) -> Tensor:
     """The images that ``sampler`` ends with, (len(indices), C, H, W), pixels about [-1, 1]."""
-    last = None
-    for last in trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device):
-        pass  # keeping every step would fill the memory with images
-    if last is None:
+    return last(trajectory(model, sampler, shape=shape, indices=indices, seed=seed, device=device)).x
+
+
+def last(steps: Iterator[Step]) -> Step:
+    """The last of a sampler's steps, without keeping the others; raises ValueError where it takes none."""
+    step = None
+    for step in steps:
+        pass
+    if step is None:
         raise ValueError("sampler: it took no step")
-    return last.x
+    return step
 
 
 def batches_of(count: int, *, batch: int, rank: int, world: int) -> list[range]:

@@ -109,8 +109,14 @@ class LogNormal(Range):
         low, high = (self._cdf(level) for level in (self.sigma_min, self.sigma_max))
         quantile = (low + u.double() * (high - low)).clamp(1e-12, 1 - 1e-12)  # ndtri is infinite at 0 and 1
         ln_sigma = self.mean + self.std * torch.special.ndtri(quantile)
-        inside = ln_sigma.exp().clamp(self.sigma_min, self.sigma_max).to(u.dtype)
-        return torch.where(u <= 0, self.sigma_min, torch.where(u >= 1, self.sigma_max, inside))
+        sigma: Tensor = ln_sigma.exp().clamp(self.sigma_min, self.sigma_max).to(u.dtype)
+        return sigma
+
+    def grid(self, steps: int) -> Tensor:
+        """As every schedule's, with both ends exact."""
+        levels = super().grid(steps)
+        levels[-1], levels[0] = self.sigma_min, self.sigma_max  # in this order: a single step is at sigma_max
+        return levels
 
     def _cdf(self, level: float) -> float:
         return 0.5 * (1 + math.erf((math.log(level) - self.mean) / (self.std * math.sqrt(2))))

@@ -1,16 +1,18 @@
 """From a config to objects: the only caller of Hydra's instantiate, and the check of every value before it."""
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 SCALARS = (int, float, bool, str, type(None))
 
@@ -18,13 +20,20 @@ SCALARS = (int, float, bool, str, type(None))
 def build(node: DictConfig, *, key: str) -> Any:
     """The object that ``node`` describes; raises ValueError that names the key, the value and what is accepted."""
     check(node, key=key)
+    with naming(key):
+        try:
+            return instantiate(node, _convert_="all")
+        except InstantiationException as error:  # wraps what a constructor raises
+            raise (error.__cause__ or error) from error
+
+
+@contextlib.contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Context in which a refused argument is named as the user wrote it: below ``key``."""
     try:
-        return instantiate(node, _convert_="all")
-    except Exception as error:  # instantiate wraps what a constructor raises
-        cause = error.__cause__ or error
-        if isinstance(cause, (ValueError, TypeError)):
-            raise ValueError(f"{key}.{cause!s}") from error
-        raise
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{key}.{error!s}") from error
 
 
 def check(node: Any, *, key: str) -> None:
@@ -61,7 +70,7 @@ def check_type(value: Any, expected: Any, *, key: str) -> None:
         return
     plain = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
     try:
-        TypeAdapter(expected, config=ConfigDict(strict=False)).validate_python(plain)
+        TypeAdapter(expected).validate_python(plain, strict=True)  # lax would take "no" for a bool and leave it as it is
     except ValidationError as error:
         name = getattr(expected, "__name__", None) if not typing.get_args(expected) else None
         raise ValueError(f"{key}: {plain!r} is not accepted; it must be {name or str(expected)} "

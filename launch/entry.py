@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra'
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ebm.train.distributed import World
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -28,20 +31,33 @@ def run(main: Callable[[DictConfig], None], *, config: str) -> None:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
         refuse(explain(error, config))
+    except KeyboardInterrupt:
+        refuse("stopped by Ctrl-C; nothing half-written is left", code=128 + signal.SIGINT)
 
 
 @contextlib.contextmanager
-def checking() -> Iterator[None]:
-    """Context of everything that comes before the work: what is wrong there is the user's to mend, said in one line."""
+def checking(world: World | None = None) -> Iterator[None]:
+    """Context of everything that comes before the work: what is wrong there is the user's to mend, said in one line.
+
+    With a ``world`` a fault on any process ends all of them, so no process may wait for another inside.
+    """
+    fault = ""
     try:
         yield
-    except (ValueError, FileNotFoundError, OmegaConfBaseException) as error:
-        refuse(" ".join(str(error).split()))
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        fault = " ".join(str(error).split()) or repr(error)
+    if world is not None:
+        fault = next(filter(None, world.everyone(fault)), "")
+    if fault:
+        refuse(fault, world=world)
 
 
-def refuse(message: str, *, code: int = 2) -> NoReturn:
-    """Ends this process with ``message`` on one line (said once, by rank 0) and an exit code, 2 for bad input."""
-    if os.environ.get("RANK", "0") == "0":
+def refuse(message: str, *, code: int = 2, world: World | None = None) -> NoReturn:
+    """Ends this process with ``message`` on one line and an exit code, 2 for bad input.
+
+    It is said once: by rank 0 where all of ``world`` end so, else by the first process of the node.
+    """
+    if world.is_main if world is not None else os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
@@ -50,6 +66,8 @@ def explain(error: Exception, config: str) -> str:
     """Hydra's error as one line that names the key and what is accepted."""
     text = " ".join(str(error).split())
     if match := re.search(r"Could not override '([^']+)'.*[Nn]o match in the defaults list", text):
+        if match[1] in groups():
+            return f"{match[1]}: the {match[1].rpartition('/')[0]} that is chosen takes none"
         return f"{match[1]}: not a group of this config; groups: {', '.join(groups())}"
     if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
         group, _, choice = (match[1] or match[2]).rpartition("/")

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.train.checkpoint import Checkpoints, write_atomically
 
 # What a resumed run may change without becoming another run; any other key must be what it was.
-FREE = ("run", "device", "timeout_seconds", "log_every", "save", "preview", "sampler", "budget.images", "budget.micro_batch",
-        "data.train", "data.test", "data.resident_bytes", "data.workers", "experiment")
+FREE = ("run", "device", "timeout_seconds", "log_every", "save.every", "save.keep", "preview", "sampler", "budget.images",
+        "budget.micro_batch", "data.train", "data.test", "data.resident_bytes", "data.workers", "experiment")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunFolder:
             differing = difference(self.config(), config)
             if differing:
                 raise ValueError(f"run: {self.path} holds a checkpoint of another config: {'; '.join(differing)}; "
-                                 "choose another run=<folder> or delete that one")
+                                 "give the old values, choose another run=<folder>, or delete that one")
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_file, OmegaConf.to_yaml(config).encode())
 
@@ -61,7 +61,7 @@ class RunFolder:
             best = checkpoints.best()
             path = best[0] if best else None
         else:
-            path = Path(which)
+            path = Path(which) if "/" in which else checkpoints.folder / which
         if path is None or not path.exists():
             raise FileNotFoundError(f"checkpoint: {which!r} is not in {checkpoints.folder}; "
                                     f"there are {', '.join(p.name for p in checkpoints.paths()) or 'none'}")

@@ -5,9 +5,11 @@ Image i depends on the seed and on i alone, so any number of processes (`torchru
 """
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
@@ -21,12 +23,13 @@ from tqdm import tqdm
 from ebm.data import to_uint8
 from ebm.energy import Preconditioned
 from ebm.pictures import save_grid
-from ebm.sampling import Sampler, batches_of, draw, trajectory
+from ebm.samplers.step import Step
+from ebm.sampling import Sampler, batches_of, last, trajectory
 from ebm.train.checkpoint import load, write_atomically
 from ebm.train.distributed import World, join
 from ebm.train.events import interleave
 from ebm.train.precision import Precision
-from launch.build import best_precision, build, plain
+from launch.build import best_precision, build, naming, plain
 from launch.entry import checking, run
 from launch.run import RunFolder
 from launch.train import make_model
@@ -34,45 +37,67 @@ from launch.train import make_model
 
 def main(cfg: DictConfig) -> None:
     """Draws the images and writes them as one .npz and one .png."""
-    name = f"{HydraConfig.get().runtime.choices['sampler']}-n{cfg.n}-seed{cfg.seed}"
-    with checking():
-        context = join(device=cfg.device, timeout_seconds=plain(cfg, "timeout_seconds", float, least=1))
-        world = context.__enter__()
-    try:
+    with contextlib.ExitStack() as stack:
         with checking():
-            model, shape = trained(cfg, world.device)
-            sampler: Sampler = build(cfg.sampler, key="sampler")
-            trajectory(model, sampler, shape=shape, indices=[0], seed=0, device=world.device)  # checks its values
+            timeout = plain(cfg, "timeout_seconds", float, least=1)
+            world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
+        with checking(world):
+            artist, step = prepare(cfg, world)
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
-        images = [sample(cfg, world, model, sampler, shape, part) for part in progress(parts, world)]
+            Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
+        images = [artist.draw(part) for part in progress(parts, world)]
         whole = interleave(world.gather(images))
         if world.is_main:
-            write(torch.cat(whole), Path(cfg.out), name)
-    finally:
-        context.__exit__(None, None, None)
+            write(torch.cat(whole), Path(cfg.out), name(cfg, step))
 
 
-def trained(cfg: DictConfig, device: torch.device) -> tuple[Preconditioned, tuple[int, int, int]]:
-    """One average of a run's model, and the shape (C, H, W) of its images."""
+@dataclass(frozen=True, kw_only=True)
+class Artist:
+    """A trained model with a sampler, a seed and the precision in which it is called."""
+
+    model: Preconditioned
+    sampler: Sampler
+    shape: tuple[int, int, int]
+    seed: int
+    precision: Precision
+    device: torch.device
+
+    def trajectory(self, part: range) -> Iterator[Step]:
+        """The sampler's steps for the images of these numbers."""
+        return trajectory(self.model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
+
+    def draw(self, part: range) -> torch.Tensor:
+        """The images of these numbers, uint8 (len(part), C, H, W) on the CPU."""
+        with self.precision.autocast(self.device):
+            return to_uint8(last(self.trajectory(part)).x).cpu()
+
+
+def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
+    """All that the images are a function of, checked, and the step of the checkpoint they come from."""
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
-    state = load(folder.checkpoint(cfg.checkpoint), device)
+    state = load(folder.checkpoint(cfg.checkpoint), world.device)
     averages = state["averages"]
     if not 0 <= plain(cfg, "ema", int) < len(averages):
         raise ValueError(f"ema: {cfg.ema!r} is not accepted; the run has {len(averages)}, counted from 0")
-    model = make_model(config, device)
+    model = make_model(config, world.device)
     model.load_state_dict(averages[cfg.ema])
-    shape: tuple[int, int, int] = tuple(config.data.shape)
-    return model.eval().requires_grad_(False), shape
+    precision = best_precision(world.device) if cfg.precision == "auto" else cfg.precision
+    artist = Artist(
+        model=model.eval().requires_grad_(False), sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
+        seed=plain(cfg, "seed", int), precision=Precision(name=precision), device=world.device)
+    with naming("sampler"):  # the samplers check their values when they are called, before any work
+        artist.trajectory(range(1))
+    return artist, int(state["step"])
 
 
-def sample(
-    cfg: DictConfig, world: World, model: Preconditioned, sampler: Sampler, shape: tuple[int, int, int], part: range
-) -> torch.Tensor:
-    """The images of one batch, uint8 (len(part), C, H, W) on the CPU."""
-    precision = Precision(name=best_precision(world.device) if cfg.precision == "auto" else cfg.precision)
-    with precision.autocast(world.device):
-        return to_uint8(draw(model, sampler, shape=shape, indices=part, seed=cfg.seed, device=world.device)).cpu()
+def name(cfg: DictConfig, step: int) -> str:
+    """A file name that tells apart the images of other samplers, settings, averages and checkpoints of a run."""
+    hydra = HydraConfig.get()
+    settings = [override[len("sampler"):].lstrip("./").replace("/", ".") for override in hydra.overrides.task
+                if override.startswith(("sampler.", "sampler/"))]
+    parts = [hydra.runtime.choices["sampler"], *sorted(settings), f"n{cfg.n}", f"seed{cfg.seed}", f"step{step}"]
+    return "-".join([*parts, *([f"ema{cfg.ema}"] if cfg.ema else [])])
 
 
 def progress(parts: list[range], world: World) -> Iterator[range]:
@@ -85,10 +110,9 @@ def progress(parts: list[range], world: World) -> Iterator[range]:
 
 def write(images: torch.Tensor, folder: Path, name: str) -> None:
     """Writes uint8 images (n, C, H, W) as `images` (n, H, W, C) in an .npz, and the first hundred as a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images.permute(0, 2, 3, 1).numpy())
-    write_atomically(folder / f"{name}.npz", buffer.getvalue())
+    write_atomically(folder / f"{name}.npz", buffer.getbuffer())
     save_grid(images[:100].float() / 127.5 - 1, folder / f"{name}.png")
     print(f"{len(images)} images: {folder / name}.npz, picture: {folder / name}.png", flush=True)
 

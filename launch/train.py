@@ -5,10 +5,13 @@ A run whose folder holds a checkpoint goes on from it. Ctrl-C, SIGTERM and SIGUS
 """
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
 
@@ -26,21 +29,19 @@ from ebm.train.events import HeldOut, Log, Preview, Save
 from ebm.train.metrics import Metrics
 from ebm.train.precision import Precision
 from ebm.train.trainer import Event, NonFiniteError, Trainer
-from launch.build import best_precision, build, plain
+from launch.build import best_precision, build, naming, plain
 from launch.entry import checking, refuse, run
 from launch.run import RunFolder
 
 
 def main(cfg: DictConfig) -> None:
     """Trains one run to its end, or to the next step after a signal asks it to stop."""
-    asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda received, _: asked.append(received))
-    with checking():
-        context = join(device=cfg.device, timeout_seconds=plain(cfg, "timeout_seconds", float, least=1))
-        world = context.__enter__()
-    try:
+    asked = listen()
+    with contextlib.ExitStack() as stack:
         with checking():
+            timeout = plain(cfg, "timeout_seconds", float, least=1)
+            world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
+        with checking(world):
             cfg = resolved(cfg, world)
             folder = RunFolder(Path(cfg.run))
             train, test = datasets(cfg)
@@ -48,17 +49,37 @@ def main(cfg: DictConfig) -> None:
             trainer = make_trainer(cfg, world, folder, train, test)
             trainer.stop_asked = lambda: bool(asked)
             batches(cfg, trainer, train)  # checks its values
-            if world.is_main:
-                folder.claim(cfg)
-            resume(trainer, folder, Path(world.share(str(newest(folder, world)))))
-        done = trainer.fit(batches(cfg, trainer, train))
+        with checking(world):
+            path = begin(cfg, folder) if world.is_main else None
+        path = world.everyone(path)[0]
+        with checking(world):
+            resume(trainer, folder, path)
+        try:
+            done = trainer.fit(batches(cfg, trainer, train))
+        except NonFiniteError as error:
+            refuse(str(error), code=1, world=world)
         if world.is_main:
             how = "trained" if done else "stopped"
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
-    except NonFiniteError as error:
-        refuse(str(error), code=1)
-    finally:
-        context.__exit__(None, None, None)
+    if not done:  # as a shell reports a signal, so that what was to follow the training does not
+        raise SystemExit(128 + (asked or [signal.SIGTERM])[-1])
+
+
+def listen() -> list[int]:
+    """The signals that have asked this process to stop, as they come; a second Ctrl-C ends it at once."""
+    asked: list[int] = []
+
+    def take(received: int, frame: FrameType | None) -> None:
+        # torchrun passes on the Ctrl-C that its workers have had from the terminal: there the second means nothing.
+        if received == signal.SIGINT and asked and "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.default_int_handler(received, frame)
+        if not asked and os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nstopping: this step is finished and saved first\n")  # print is not safe in a handler
+        asked.append(received)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, take)
+    return asked
 
 
 def resolved(cfg: DictConfig, world: World) -> DictConfig:
@@ -81,9 +102,9 @@ def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
 
 def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     """The model of a config on its device, with the same first parameters on every process."""
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(plain(cfg, "seed", int))
     model: Preconditioned = build(cfg.model, key="model")
-    if cfg.channels_last:
+    if plain(cfg, "channels_last", bool):
         model.to(memory_format=torch.channels_last)
     return model.to(device)
 
@@ -91,25 +112,29 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
     """Everything that a run is made of, built and checked before the first image is read."""
     budget: Budget = build(cfg.budget, key="budget")
-    plain(cfg, "seed", int)
     model = make_model(cfg, world.device)
     check_shapes(model, train.shape)
     averages = [Average(model, build(rule, key=f"average.rules[{i}]")) for i, rule in enumerate(cfg.average.rules)]
     if not averages:
         raise ValueError("average.rules: [] is not accepted; it must name at least one average")
-    if cfg.compile:
+    if plain(cfg, "compile", bool):
         model.compile()
     metrics = Metrics(folder.metrics_file)
     sampler = build(cfg.sampler, key="sampler")
-    trajectory(model, sampler, shape=train.shape, indices=[0], seed=0, device=world.device)  # checks its values
+    with naming("sampler"):  # the samplers check their values when they are called, before any work
+        trajectory(model, sampler, shape=train.shape, indices=[0], seed=0, device=world.device)
     held_out = HeldOut(dataset=test, count=min(cfg.save.held_out, test.count), batch=100, seed=cfg.seed) if test else None
     save = Save(checkpoints=folder.checkpoints(plain(cfg, "save.keep", int, least=1)), metrics=metrics, held_out=held_out)
     preview = Preview(sampler=sampler, shape=train.shape, count=plain(cfg, "preview.count", int, least=1),
                       batch=plain(cfg, "preview.batch", int, least=1), seed=cfg.seed,
-                      folder=folder.path / "previews", device=world.device)
+                      folder=folder.path / "previews")
+    with naming("budget"):
+        budget.pieces(world.size)
+    with naming("optimizer"):
+        optimizer = build(cfg.optimizer, key="optimizer")(model.parameters())
     return Trainer(
         model=model, averages=averages, objective=build(cfg.objective, key="objective"),
-        schedule=build(cfg.schedule, key="schedule"), optimizer=build(cfg.optimizer, key="optimizer")(model.parameters()),
+        schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer,
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
         events=[Event(every=plain(cfg, "log_every", int, least=1), action=Log(metrics=metrics), urgent=True),
                 Event(every=plain(cfg, "save.every", int, least=1), action=save, urgent=True),
@@ -117,28 +142,30 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     )
 
 
-def newest(folder: RunFolder, world: World) -> Path | str:
-    """Path of the checkpoint to go on from, or "" where there is none; rank 0 looks, since looking reads it whole."""
-    return (folder.checkpoints().newest() if world.is_main else None) or ""
+def begin(cfg: DictConfig, folder: RunFolder) -> Path | None:
+    """Makes the folder this run's own; path of the checkpoint to go on from, if there is one. Rank 0 alone does this."""
+    folder.claim(cfg)
+    return folder.checkpoints().newest()
 
 
-def resume(trainer: Trainer, folder: RunFolder, path: Path) -> None:
-    """Takes up the checkpoint at ``path``, if it is one, and cuts the metrics back to it."""
-    if path.name:
+def resume(trainer: Trainer, folder: RunFolder, path: Path | None) -> None:
+    """Takes up the checkpoint at ``path``, if there is one, and cuts the metrics back to it."""
+    if path is not None:
         trainer.restore(load(path, trainer.world.device))
     if trainer.world.is_main:
         Metrics(folder.metrics_file).cut(trainer.step)
-        if path.name:
+        if path is not None:
             print(f"resumed at step {trainer.step} from {path}", flush=True)
 
 
 def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
     """This process's batches from the step at hand."""
-    return train.batches(
-        batch=trainer.budget.batch, seed=cfg.seed, start=trainer.step, rank=trainer.world.rank, world=trainer.world.size,
-        device=trainer.world.device, flip=plain(cfg, "data.flip", bool),
-        resident_bytes=plain(cfg, "data.resident_bytes", int, least=0), workers=plain(cfg, "data.workers", int, least=1),
-        timeout=cfg.timeout_seconds)
+    flip, workers = plain(cfg, "data.flip", bool), plain(cfg, "data.workers", int, least=1)
+    resident_bytes = plain(cfg, "data.resident_bytes", int, least=0)
+    with naming("budget"):
+        return train.batches(
+            batch=trainer.budget.batch, seed=cfg.seed, start=trainer.step, rank=trainer.world.rank, world=trainer.world.size,
+            device=trainer.world.device, flip=flip, resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds)
 
 
 if __name__ == "__main__":

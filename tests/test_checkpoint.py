@@ -34,6 +34,22 @@ def state(step: int) -> dict[str, object]:
     return {"step": step, "model": {"weight": torch.full((1000,), float(step))}}
 
 
+def test_a_damaged_checkpoint_is_healed_by_saving_the_same_state_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    path = checkpoints.save(1, state(1))
+    path.write_bytes(path.read_bytes()[:100])
+    assert checkpoints.save(1, state(1)) == path
+    assert load(path)["step"] == 1
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    path = checkpoints.save(1, state(1))
+    assert not checkpoints.mark_best(path, float("nan"))
+    assert checkpoints.mark_best(path, 2.0)
+    assert not checkpoints.mark_best(path, float("nan"))
+
+
 def test_a_kill_while_saving_loses_no_saved_step(tmp_path: Path) -> None:
     moments = random.Random(0)
     step = 0

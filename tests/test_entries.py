@@ -19,7 +19,11 @@ BAD = {
     "budget.bach=4": "budget.bach: no such key; did you mean budget.batch",
     "budget.batch=-4": "budget.batch: -4 is not accepted; it must be positive",
     "budget.batch=many": "budget.batch: 'many' is not accepted; it must be int",
-    "budget.batch=1000": "batch",
+    "budget.batch=1000": "budget.batch: 1000 is not accepted; it must be from 1 to the data set's 60 images",
+    "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be int",
+    "data.flip=no": "data.flip: 'no' is not accepted; it must be bool",
+    "compile=1": "compile: 1 is not accepted; it must be bool",
+    "run=/dev/null/run": "/dev/null",
     "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be float",
     "schedule.sigma_min=-1": "schedule.sigma_min: -1 is not accepted; it must be a positive number",
     "schedule.sigma_max=0.001": "schedule.sigma_max: 0.001 is not accepted; it must be above sigma_min=0.002",
@@ -27,7 +31,7 @@ BAD = {
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
     "seed=abc": "seed: 'abc' is not accepted; it must be int",
     "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
-    "sampler.steps=0": "steps: 0 is not accepted",
+    "sampler.steps=0": "sampler.steps: 0 is not accepted",
     "data.train=nowhere.beton": "nowhere.beton: no such data file; make it with tools/prepare_data.py",
     "+model/head=inner_product": "model: its network turns images (3, 16, 16) into (1, 4, 4)",
     "average.rules=[]": "average.rules: [] is not accepted",
@@ -68,6 +72,15 @@ def test_a_run_that_is_no_run_is_refused(
     with pytest.raises(SystemExit):
         run(sample.main, config="sample")
     assert capfd.readouterr().err == f"error: run: {tmp_path} holds no config.yaml; give the folder of a trained run\n"
+
+
+def test_a_grid_for_a_sampler_without_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sample.py", f"run={tmp_path}", "sampler=langevin", "sampler/grid=karras"])
+    with pytest.raises(SystemExit):
+        run(sample.main, config="sample")
+    assert capfd.readouterr().err == "error: sampler/grid: the sampler that is chosen takes none\n"
 
 
 @pytest.mark.parametrize(("config", "main"), [("train", train.main), ("sample", sample.main)])

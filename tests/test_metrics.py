@@ -29,6 +29,12 @@ def test_records_are_read_as_they_were_written(path: Path) -> None:
     ]
 
 
+def test_numbers_that_are_not_finite_are_written_as_json(path: Path) -> None:
+    Metrics(path).write("train", step=1, loss=float("nan"), grad_norm=float("inf"))
+    assert "NaN" not in path.read_text()
+    assert list(read(path)) == [{"event": "train", "step": 1, "loss": None, "grad_norm": None}]
+
+
 def test_no_file_has_no_records(path: Path) -> None:
     assert list(read(path)) == []
 

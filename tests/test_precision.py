@@ -50,14 +50,22 @@ def test_training_runs_low_in_the_network_and_float32_around_it(
         loss = DenoisingScoreMatching(weighting=EDM(sigma_data=SIGMA_DATA))(model, clean, SIGMAS, noise)
         score = model(x, SIGMAS).detach()
         assert model.features(x, SIGMAS).dtype == torch.float32  # so that heads add up in float32
-        assert head == "direct" or model.energy(x, SIGMAS).dtype == torch.float32
     assert seen == {dtype}
+    assert head == "direct" or model.energy(x, SIGMAS).dtype == torch.float32
     assert loss.dtype == score.dtype == torch.float32
     loss.mean().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
     gaussian = -x / (SIGMAS**2 + SIGMA_DATA**2)[:, None, None, None]  # holds most of a score, and no rounding of the network
     error = (score - exact).flatten(1).norm(dim=1) / (exact - gaussian).flatten(1).norm(dim=1)
     assert (error < tolerance).all(), error
+
+
+@pytest.mark.parametrize(("network", "head"), FITTING)
+def test_energies_are_computed_in_full_precision_under_autocast(network: str, head: str) -> None:
+    model, (x, _) = energy(network, head).float(), images()
+    with Precision(name="bf16").autocast(CPU):  # a Metropolis test reads differences that bfloat16 rounds away
+        low = model.energy(x, SIGMAS)
+    assert_close(low, model.energy(x, SIGMAS), rtol=0, atol=0)
 
 
 def test_fp32_is_untouched() -> None:

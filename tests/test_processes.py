@@ -84,7 +84,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     wait_for(run / "metrics.jsonl", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == 128 + number, output
     stopped = int(final_state(run)[".step"])
     assert f"stopped at step {stopped} of 1500" in output
     assert 0 < stopped < 1500
@@ -93,6 +93,16 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     assert fingerprint(final_state(run)) == fingerprint(final_state(whole))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert steps == sorted(set(steps)), "a resumed run wrote a step twice"
+
+
+@pytest.mark.parametrize("fault", ["data.train=${oc.env:RANK}.beton", "run=/dev/null/run", "budget.batch=9"])
+def test_what_one_process_cannot_do_ends_all_of_them_in_one_line(fault: str, tiny: list[str], command: Command) -> None:
+    key = fault.split("=")[0]
+    others = [override for override in tiny if not override.startswith(f"{key}=")]
+    done = command("train", *others, fault, "timeout_seconds=30", processes=2, check=False)
+    assert done.returncode
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert done.stderr.count("exitcode  : 2") == 2 or "exitcode: 2" in done.stderr, done.stderr
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

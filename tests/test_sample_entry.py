@@ -38,6 +38,12 @@ def test_images_do_not_depend_on_processes_or_count(trained: Path, command: Comm
         assert opened.mode == "RGB"
 
 
+def test_a_file_is_named_by_what_its_images_depend_on(trained: Path, command: Command, tmp_path: Path) -> None:
+    images(command, trained, tmp_path, "n=2", "seed=3", "ema=1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"heun_churn-steps=4-n2-seed3-step20-ema1.{kind}" for kind in ("npz", "png")]
+
+
 def test_each_average_and_checkpoint_can_be_sampled(trained: Path, command: Command, tmp_path: Path) -> None:
     first = images(command, trained, tmp_path / "a", "n=4", "checkpoint=best")
     third = images(command, trained, tmp_path / "b", "n=4", "ema=2")

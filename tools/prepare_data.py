@@ -93,7 +93,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def prepare(path: Path, source: Source, *, force: bool, verify: bool) -> str:
     """Makes the file unless it is there; one line that says what was done. Raises ValueError if it holds other data."""
-    if force or not path.exists():
+    if force or not path.exists() or not Manifest.beside(path).exists():  # without its manifest it can't be trusted
         manifest = write_beton(path, source.images(), source=source.name, count=source.count, progress=True)
         return f"{path}: written, {describe(manifest)}"
     manifest = Manifest.load(path)

@@ -1,6 +1,6 @@
 # Sourced by quickstart.sh and test.sh: makes .venv and installs the package into it, once for each setup.cfg.
 # usage: install "<extras>"      PYTHON=python3.12 chooses another Python; EBM_FFCV=0 leaves FFCV out
-packages="g++ pkg-config libopencv-dev libturbojpeg0-dev"
+packages="g++ pkg-config libopencv-dev libturbojpeg0-dev" # what FFCV is built with
 
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 
@@ -11,18 +11,23 @@ as_root() { # runs a command as root where that needs no password
 apt_install() {
     command -v apt-get >/dev/null || return 1
     as_root true 2>/dev/null || return 1
-    as_root apt-get update -q >>"$log" 2>&1
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >>"$log" 2>&1
+    local options="-o Acquire::http::Timeout=20 -o Acquire::Retries=1 -o DPkg::Lock::Timeout=300" # where nothing answers
+    # shellcheck disable=SC2086
+    as_root apt-get update -q $options >>"$log" 2>&1
+    # shellcheck disable=SC2086
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $options "$@" >>"$log" 2>&1
 }
 
 choose_python() {
     python=${PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || {
+    series=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null) || {
         echo "error: PYTHON=$python is not Python 3.10 to 3.13; name one that is: PYTHON=python3.12 bash $0" >&2; exit 2; }
 }
 
+version() { "$1" -c 'import sys; print(sys.version)'; }
+
 make_venv() {
-    [ -x .venv/bin/python ] && .venv/bin/python -m pip --version >/dev/null 2>&1 && return
+    [ "$(version .venv/bin/python 2>/dev/null)" = "$(version "$python")" ] && .venv/bin/python -m pip --version >/dev/null 2>&1 && return
     rm -rf .venv
     "$python" -m venv .venv >>"$log" 2>&1 && return
     say "Python's venv is incomplete here; installing the package python3-venv"
@@ -38,14 +43,13 @@ ffcv_can_build() {
 install_ffcv() { # returns 1 where it can't be had; training then reads the same files with a plain loader
     [ "${EBM_FFCV:-1}" = 0 ] && return 1
     if compgen -G "wheels/ffcv-*.whl" >/dev/null && pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2"; then return; fi
-    local headers=
-    [ "$python" -ef /usr/bin/python3 ] && headers=python3-dev
+    case $(readlink -f "$(command -v "$python")") in /usr/bin/python3.*) packages="$packages python$series-dev" ;; esac
     if ! ffcv_can_build; then
-        say "FFCV needs system packages ($packages $headers); installing them"
+        say "FFCV needs system packages ($packages); installing them"
         # shellcheck disable=SC2086
-        apt_install $packages $headers
+        apt_install $packages
     fi
-    ffcv_can_build && pip_install ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
+    ffcv_can_build && pip_install -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
 }
 
 pip_install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@" >>"$log" 2>&1; }
@@ -55,7 +59,7 @@ install() {
     mkdir -p build
     log=build/setup.log
     stamp=$(cat setup.cfg tools/setup.sh <(echo "$extras ${PYTHON:-} ${EBM_FFCV:-1}") | sha256sum | cut -c1-16)
-    if [ -x .venv/bin/python ] && [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ]; then return; fi
+    if [ -x .venv/bin/python ] && grep -qsx "$stamp" .venv/installed; then return; fi
     : >"$log"
     choose_python
     make_venv
@@ -67,5 +71,5 @@ install() {
     else
         say "FFCV is not installed; the plain loader reads the same files. To have it, ask for: $packages, then run this again"
     fi
-    echo "$stamp" >.venv/installed
+    echo "$stamp" >>.venv/installed
 }

@@ -126,7 +126,10 @@ class Reader:
             images[place:place + len(part)] = self.on_device(part)
             place += len(part)
         for step in counting(start):
-            yield images.index_select(0, self.indices(step).to(self.device))
+            indices = self.indices(step)
+            if self.device.type == "cuda":
+                indices = indices.pin_memory()  # copied with no wait for the device
+            yield images.index_select(0, indices.to(self.device, non_blocking=True))
 
     def parts(self) -> Iterable[Tensor]:
         """The whole set once and in the file's order, (n, H, W, 3) uint8 on the CPU, at most 32 MiB at a time."""

@@ -68,7 +68,8 @@ class Attention(nn.Module):
         batch, channels, height, width = h.shape
         qkv = self.qkv(self.norm(h)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.unbind(1)  # each (B, heads, channels/heads, H·W)
-        weight = (q.transpose(-1, -2) @ k / math.sqrt(q.shape[2])).softmax(dim=-1)
+        q = q / math.sqrt(q.shape[2])  # before the product, which could leave float16's range
+        weight = (q.transpose(-1, -2) @ k).softmax(dim=-1)
         out: Tensor = h + self.out((v @ weight.transpose(-1, -2)).reshape(h.shape))
         return out
 

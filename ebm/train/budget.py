@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Budget:
     """Sizes and lengths of training; ``batch`` is the global batch, ``micro_batch`` the most one process holds at once.
 
-    Raises ValueError for lengths below 1 and for batches that don't divide among the processes.
+    Raises ValueError for lengths below 1.
     """
 
     images: int
@@ -27,12 +27,8 @@ class Budget:
         return max(1, self.images // self.batch)
 
     def pieces(self, world: int) -> int:
-        """Passes by which one process accumulates its share of the batch."""
+        """Equal passes by which one process accumulates its share of the batch; ValueError where there is no share."""
         if self.batch % world:
             raise ValueError(f"batch: {self.batch} is not accepted; it must divide among {world} processes")
         share = self.batch // world
-        pieces = -(-share // self.micro_batch)
-        if share % pieces:
-            raise ValueError(f"micro_batch: {self.micro_batch} is not accepted; {share} images a process must divide "
-                             f"into equal pieces of at most that size")
-        return pieces
+        return next(pieces for pieces in range(-(-share // self.micro_batch), share + 1) if share % pieces == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import warnings
@@ -17,7 +18,7 @@ NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 State = dict[str, Any]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Writes a file so that a reader finds the old one or the new one whole, even after a power cut."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -66,18 +67,17 @@ class Checkpoints:
         """Writes the state after ``step`` steps and drops what is no longer kept; raises OSError with all else intact."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        content = buffer.getvalue()
+        content = buffer.getbuffer()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-        if not path.exists():
-            write_atomically(path, content)
+        write_atomically(path, content)  # even over a file of that name, whose content may be damaged
         self._prune()
         return path
 
     def mark_best(self, path: Path, loss: float) -> bool:
-        """Keeps ``path`` beyond its time if its held-out loss is the least so far; says whether it is."""
+        """Keeps ``path`` beyond its time if its held-out loss is finite and the least so far; says whether it is."""
         best = self.best()
-        if best is not None and best[1] <= loss:
+        if not math.isfinite(loss) or (best is not None and best[1] <= loss):
             return False
         write_atomically(self.folder / "best.json", json.dumps({"file": path.name, "loss": loss}).encode())
         self._prune()

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -36,10 +37,21 @@ class World:
 
     def share(self, value: str) -> str:
         """Rank 0's string, on every process."""
-        box = [value]
+        return self.everyone(value)[0]
+
+    def everyone(self, value: T) -> list[T]:
+        """Every process's ``value`` (small), in order of rank, on every process."""
+        values = [value] * self.size
         if self.size > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+            dist.all_gather_object(values, value)
+        return values
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model as one whose gradients are means over the processes; itself where there is one process."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # its buffers are constants
 
     def gather(self, values: T) -> list[T]:
         """Every process's ``values`` (on the CPU), in order of rank, on rank 0; empty elsewhere."""
@@ -74,7 +86,7 @@ def join(*, device: str, timeout_seconds: float) -> Iterator[World]:
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:
-    """The device of a process: its own GPU, or the CPU; raises ValueError where there is no such device."""
+    """The device of a process: its own GPU, or the CPU; raises ValueError on every process where one has none."""
     if device not in ("auto", "cuda", "cpu"):
         raise ValueError(f"device: {device!r} is not accepted; choose auto, cuda or cpu")
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
@@ -82,9 +94,10 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     # One visible GPU per process is how some clusters bind them; otherwise GPU number = local rank.
     count = torch.cuda.device_count()
     index = 0 if count == 1 and os.environ.get("SLURM_STEP_GPUS") else local_rank
-    if index >= count:
-        raise ValueError(f"device: process {local_rank} of this node asks for GPU {index}, but {count} are visible; "
-                         "start fewer processes or choose device=cpu")
+    processes = 1 if index < local_rank else max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if processes > count:
+        raise ValueError(f"device: {device!r} is not accepted; {processes} processes on this node need as many GPUs, and "
+                         f"{count} are visible; start fewer processes or choose device=cpu")
     return torch.device("cuda", index)
 
 
@@ -92,24 +105,23 @@ class Lagged:
     """Numbers of the step before, read without waiting for the device to finish the step in progress."""
 
     def __init__(self) -> None:
-        self._waiting: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._waiting: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
-    def exchange(self, values: Tensor) -> list[float] | None:
-        """Takes this step's numbers and gives back those of the step before, or None where there are none unread."""
+    def exchange(self, step: int, values: Tensor) -> tuple[int, list[float]] | None:
+        """Takes this step's numbers and gives back the step before and its own, or None where there are none unread."""
         before = self.latest()
         host, event = values.to("cpu", non_blocking=True), None
         if values.is_cuda:
             event = torch.cuda.Event()
             event.record()
-        self._waiting = (host, event)
+        self._waiting = (step, host, event)
         return before
 
-    def latest(self) -> list[float] | None:
-        """The numbers taken last, waiting for them, or None where they have been read."""
+    def latest(self) -> tuple[int, list[float]] | None:
+        """The step and the numbers taken last, waiting for them, or None where they have been read."""
         if self._waiting is None:
             return None
-        (host, event), self._waiting = self._waiting, None
+        (step, host, event), self._waiting = self._waiting, None
         if event is not None:
             event.synchronize()
-        numbers: list[float] = host.tolist()
-        return numbers
+        return step, host.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,10 +31,14 @@ class PowerFunction(Averaging):
         if not 0 < self.sigma_rel < 0.28:
             raise ValueError(f"sigma_rel: {self.sigma_rel!r} is not accepted; it must lie between 0 and 0.28")
 
-    def decay(self, step: int, batch: int) -> float:
+    @cached_property
+    def gamma(self) -> float:
+        """The exponent γ of that width: σ_rel² = (γ + 1) / ((γ + 2)² (γ + 3))."""
         inverse = self.sigma_rel**-2
-        gamma = float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
-        return float((1 - 1 / step) ** (gamma + 1))
+        return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+    def decay(self, step: int, batch: int) -> float:
+        return float((1 - 1 / step) ** (self.gamma + 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,19 +23,20 @@ class Log:
     """Means since the last record: loss, gradient norm, learning rate and images/s, in metrics.jsonl and on the bar."""
 
     metrics: Metrics
-    since: float | None = None
 
     def __call__(self, trainer: Trainer) -> None:
         sums = {name: float(value) for name, value in trainer.running.items()}  # the one wait for the device
         trainer.running.clear()
-        now, steps = time.perf_counter(), sums.pop("steps")
-        began, self.since = self.since or trainer.began, now
-        speed = steps * trainer.budget.batch / (now - began)
+        seconds = trainer.take_seconds()
         if trainer.world.is_main:
-            means = {name: value / steps for name, value in sums.items()}
-            self.metrics.write("train", step=trainer.step, images=trainer.images, **means,
-                               learning_rate=trainer.rate(trainer.images, trainer.budget.images), images_per_s=speed)
-            trainer.bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
+            steps, skipped = sums["steps"], sums["skipped"]
+            values = {"loss": sums["loss"] / steps, "grad_norm": sums["grad_norm"] / max(1.0, steps - skipped)}
+            if trainer.precision.scales:
+                values["skipped_steps"] = skipped  # whose gradients overflowed
+            self.metrics.write("train", step=trainer.step, images=trainer.images, **values,
+                               learning_rate=trainer.rate(trainer.images, trainer.budget.images),
+                               images_per_s=steps * trainer.budget.batch / seconds)
+            trainer.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,13 @@ class Preview:
     batch: int
     seed: int
     folder: Path
-    device: torch.device
 
     def __call__(self, trainer: Trainer) -> None:
         world = trainer.world
-        mine = [
-            draw(trainer.averages[0].model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
-            for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size)
-        ]
+        with trainer.precision.autocast(world.device):
+            mine = [draw(trainer.averages[0].model, self.sampler, shape=self.shape, indices=part, seed=self.seed,
+                         device=world.device)
+                    for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size)]
         images = interleave(world.gather([part.cpu() for part in mine]))
         if world.is_main:
             save_grid(torch.cat(images), self.folder / f"images-{trainer.images:09d}.png")

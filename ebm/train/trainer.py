@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ebm.objective import DenoisingScoreMatching
@@ -22,6 +21,9 @@ from ebm.train.distributed import Lagged, World
 from ebm.train.ema import Average
 from ebm.train.precision import Precision
 from ebm.train.rate import LearningRate
+
+# Steps in a row that fp16's scaler may skip: as many halvings take its scale of 2^16 to where no gradient is left.
+OVERFLOWS = 40
 
 
 class NonFiniteError(RuntimeError):
@@ -71,10 +73,8 @@ class Trainer:
         self.lagged = Lagged()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.pieces = self.budget.pieces(self.world.size)
-        self.parallel = self.model
-        if self.world.size > 1:
-            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=ids)
+        self.parallel = self.model  # until `fit`: nothing before it waits for other processes
+        self.overflows = torch.zeros((), device=self.world.device)  # skipped steps in a row
 
     @property
     def images(self) -> int:
@@ -86,35 +86,45 @@ class Trainer:
         if self.step >= self.budget.steps:
             return True
         first = next(batches)
+        self.parallel = self.world.parallel(self.model)
         self.settle(first)
-        self.began = time.perf_counter()
+        self.since, self.elsewhere = time.perf_counter(), 0.0
         with self.progress() as self.bar:
             for images in itertools.chain([first], batches):
                 self.stopping = self.train_step(images)
                 self.step += 1
                 self.bar.update(self.budget.batch)
-                if any(event.due(self) for event in self.events):  # what follows waits for the device anyway
+                ended = self.step == self.budget.steps
+                if ended or any(event.due(self) for event in self.events):  # what follows waits for the device anyway
                     self.stopping |= self.accept(self.lagged.latest())
                 for event in [event for event in self.events if event.due(self)]:
+                    began = time.perf_counter()
                     event.action(self)
-                if self.stopping or self.step == self.budget.steps:
+                    self.elsewhere += time.perf_counter() - max(began, self.since)
+                if self.stopping or ended:
                     break
-        return self.step == self.budget.steps
+        return ended
+
+    def take_seconds(self) -> float:
+        """Seconds spent on steps since this was last asked; those of saving, sampling and scoring are not counted."""
+        now = time.perf_counter()
+        seconds, self.since, self.elsewhere = now - self.since - self.elsewhere, now, 0.0
+        return seconds
 
     def train_step(self, images: Tensor) -> bool:
         """One step on this process's share of the batch; says whether all processes agreed to stop after it."""
         sigma, noise = self.draw(images)
-        total = torch.zeros((), device=images.device)
+        losses = []
         parts = list(zip(*(t.chunk(self.pieces) for t in (images, sigma, noise)), strict=True))
         for index, part in enumerate(parts):
             with self.unsynchronised(index < len(parts) - 1):
                 with self.precision.autocast(images.device):
-                    loss = self.objective(self.parallel, *part).mean() / self.pieces
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
+                    loss = self.objective(self.parallel, *part)
+                self.scaler.scale(loss.mean() / self.pieces).backward()
+            losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.budget.clip, foreach=True)
-        stop = self.vote(total, norm)
+        stop = self.vote(torch.cat(losses), sigma, norm)
         self.update()
         return stop
 
@@ -127,27 +137,34 @@ class Trainer:
         noise = torch.randn(batch, *images.shape[1:], generator=source, device=images.device)
         return sigma[here], noise[here]
 
-    def vote(self, loss: Tensor, norm: Tensor) -> bool:
+    def vote(self, losses: Tensor, sigma: Tensor, norm: Tensor) -> bool:
         """Adds this step's numbers over all processes and reads those of the step before, which the device has by now.
 
         Raises NonFiniteError on every process at the same step; the scaler has kept the parameters as they were.
         """
-        bad = ~loss.isfinite() if self.precision.scales else ~(loss.isfinite() & norm.isfinite())
-        asked = torch.full_like(loss, float(self.stop_asked()))
-        votes = self.world.sum(torch.stack([loss / self.world.size, bad.float(), asked]))
-        for name, value in (("loss", votes[0]), ("grad_norm", norm.detach()), ("steps", torch.ones_like(norm))):
+        skipped = (~norm.isfinite()).float()
+        self.overflows = (self.overflows + 1) * skipped
+        bad = ~losses.isfinite()
+        lost = bad.any() | (self.overflows > (OVERFLOWS if self.precision.scales else 0))
+        asked = torch.full_like(norm, float(self.stop_asked()))
+        votes = self.world.sum(torch.stack([losses.mean() / self.world.size, lost.float(), asked]))
+        for name, value in (("loss", votes[0]), ("grad_norm", norm.detach().nan_to_num(0, 0, 0)), ("skipped", skipped),
+                            ("steps", torch.ones_like(norm))):
             self.running[name] = self.running.get(name, 0) + value
-        before = self.lagged.exchange(torch.cat([votes, votes.new_tensor([self.step])]))
-        return self.accept(before)
+        # What only this process knows follows what all know: the levels at which its losses are not finite.
+        mine = torch.stack([sigma.masked_fill(~bad, torch.inf).min(), sigma.masked_fill(~bad, 0).max()])
+        return self.accept(self.lagged.exchange(self.step, torch.cat([votes, mine])))
 
-    def accept(self, votes: list[float] | None) -> bool:
+    def accept(self, votes: tuple[int, list[float]] | None) -> bool:
         """Raises NonFiniteError if any process voted that the step was bad; says whether any asked to stop."""
         if votes is None:
             return False
-        _, bad, asked, step = votes
-        if bad:
-            raise NonFiniteError(f"step {int(step)}: the loss or its gradient was not finite on {int(bad)} of "
-                            f"{self.world.size} processes; the parameters are those before that step")
+        step, (_, lost, asked, *mine) = votes
+        if lost:  # every process reads the same vote, so all of them come here
+            where = [f"rank {rank}, σ from {low:.3g} to {high:.3g}" for rank, (low, high)
+                     in enumerate(self.world.everyone(mine)) if high > 0]
+            what = f"the loss was not finite ({'; '.join(where)})" if where else "the gradient was not finite"
+            raise NonFiniteError(f"step {step}: {what}; the parameters are those before that step")
         return asked > 0
 
     def update(self) -> None:
@@ -170,9 +187,9 @@ class Trainer:
         must add in the same order as one that was never interrupted."""
         if self.world.size == 1:
             return
-        one = images[:1]
-        with self.precision.autocast(one.device):
-            loss = self.objective(self.parallel, one, torch.ones_like(one[:, 0, 0, 0]), torch.zeros_like(one)).sum()
+        part = images.chunk(self.pieces)[0]
+        with self.precision.autocast(part.device):
+            loss = self.objective(self.parallel, part, torch.ones_like(part[:, 0, 0, 0]), torch.zeros_like(part)).sum()
         loss.backward()
         self.optimizer.zero_grad()
 
@@ -182,8 +199,9 @@ class Trainer:
 
     def progress(self) -> tqdm[Any]:
         """The bar on rank 0: images of all, images/s, time left; in a log, one line at most every half minute."""
-        return tqdm(total=self.budget.images, initial=self.images, unit="img", unit_scale=True, dynamic_ncols=True,
-                    disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30, desc="train")
+        total = self.budget.steps * self.budget.batch
+        return tqdm(total=total, initial=self.images, unit="img", unit_scale=True, dynamic_ncols=True, desc="train",
+                    disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up a state made by `state`; raises RuntimeError where it is of another model."""
