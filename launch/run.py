@@ -1,6 +1,12 @@
 """The folder of one run: its config, checkpoints and metrics, all that it takes to resume, sample or evaluate it."""
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +57,27 @@ class RunFolder:
                                  "give the old values, choose another run=<folder>, or delete that one")
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_file, OmegaConf.to_yaml(config).encode())
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Context in which no other process trains here; raises ValueError, naming the holder, where one does already.
+
+        The kernel lets go of the lock when its holder dies, so none is ever left behind.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise ValueError(f"run: {self.path} is being trained by {file.read().strip() or 'another process'}; "
+                                 "wait for it or choose another run=<folder>") from error
+            except OSError as error:  # a file system without locks
+                print(f"note: {self.path} can't be locked ({error}); see that no other job trains there", file=sys.stderr)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
 
     def checkpoint(self, which: str) -> Path:
         """Path of the checkpoint "newest", "best", or of that name; raises FileNotFoundError where there is none."""

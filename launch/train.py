@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
             trainer.stop_asked = lambda: bool(asked)
             batches(cfg, trainer, train)  # checks its values
         with checking(world):
-            path = begin(cfg, folder) if world.is_main else None
+            path = begin(cfg, folder, stack) if world.is_main else None
         path = world.everyone(path)[0]
         with checking(world):
             resume(trainer, folder, path)
@@ -142,8 +142,12 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     )
 
 
-def begin(cfg: DictConfig, folder: RunFolder) -> Path | None:
-    """Makes the folder this run's own; path of the checkpoint to go on from, if there is one. Rank 0 alone does this."""
+def begin(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack) -> Path | None:
+    """Makes the folder this run's own, as long as ``stack`` lasts; path of the checkpoint to go on from, if there is one.
+
+    Rank 0 alone does this.
+    """
+    stack.enter_context(folder.held())
     folder.claim(cfg)
     return folder.checkpoints().newest()
 

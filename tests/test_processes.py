@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +94,21 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     assert fingerprint(final_state(run)) == fingerprint(final_state(whole))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert steps == sorted(set(steps)), "a resumed run wrote a step twice"
+
+
+def test_a_run_that_is_being_trained_is_not_trained_twice_and_a_killed_one_lets_go(
+    tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    process = subprocess.Popen([sys.executable, f"{ROOT}/launch/train.py", *tiny, "budget.images=1_000_000", f"run={tmp_path}"],
+                               cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(tmp_path / "metrics.jsonl", process)
+    again = command("train", *tiny, f"run={tmp_path}", "budget.images=1_000_000", check=False)
+    assert again.returncode == 2
+    assert again.stderr.strip() == (f"error: run: {tmp_path} is being trained by process {process.pid} on "
+                                    f"{socket.gethostname()}; wait for it or choose another run=<folder>")
+    process.kill()
+    process.communicate()
+    command("train", *tiny, f"run={tmp_path}", "budget.images=16")
 
 
 @pytest.mark.parametrize("fault", ["data.train=${oc.env:RANK}.beton", "run=/dev/null/run", "budget.batch=9"])
