@@ -18,7 +18,7 @@ import ebm.data.loader
 from ebm.data import Dataset, to_float, to_uint8
 from ebm.data.beton import write_beton
 from ebm.data.order import batch_indices, share, steps_per_epoch
-from ebm.data.stream import guarded
+from ebm.data.stream import ffcv_batches, guarded
 
 COUNT, BATCH = 50, 8  # 6 steps an epoch, 2 images left over
 needs_ffcv = [
@@ -121,12 +121,22 @@ class TestFFCV:
         shares = [take(dataset, 9, start=4, rank=rank, world=2) for rank in range(2)]
         assert torch.cat(shares, 1).equal(take(dataset, 9, start=4, resident=True))
 
-    def test_its_threads_end_with_the_iterator(self, dataset: Dataset) -> None:
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])  # near an epoch's end FFCV's thread waits for room without a limit
+    def test_its_threads_end_with_the_iterator(self, count: int, dataset: Dataset) -> None:
         before = set(threading.enumerate())
-        take(dataset, 1)
-        until = time.monotonic() + 5
+        take(dataset, count)
+        until = time.monotonic() + 30
         while set(threading.enumerate()) - before and time.monotonic() < until:
             time.sleep(0.05)
+        assert not set(threading.enumerate()) - before
+
+    def test_ffcv_s_thread_ends_where_it_waits_to_say_that_the_epoch_has(self, dataset: Dataset) -> None:
+        before = set(threading.enumerate())
+        batches = ffcv_batches(dataset.path, [np.arange(48)], batch=8, workers=1, device=torch.device("cpu"), drop_last=True)
+        for _ in range(3):
+            next(batches)
+        time.sleep(1.0)  # the other three fill FFCV's queue, and it has no place for its last word
+        batches.close()  # type: ignore[attr-defined]
         assert not set(threading.enumerate()) - before
 
 

@@ -1,6 +1,7 @@
 """Batches of a `.beton` file through FFCV in an order of our own, and the guard around a pipeline that may hang."""
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import warnings
@@ -74,6 +75,11 @@ def ffcv_batches(
                 yield images.pin_memory() if device.type == "cuda" else images.clone()
         finally:
             epoch.close()
+            epoch.join(timeout=2.0)  # it reads that flag every half second, except where it waits to say that it has ended
+            if epoch.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    epoch.output_queue.get_nowait()
+                epoch.join(timeout=1.0)
 
 
 def guarded(source: Iterable[T], *, timeout: float, path: Path) -> Generator[T]:
@@ -99,7 +105,7 @@ def guarded(source: Iterable[T], *, timeout: float, path: Path) -> Generator[T]:
             yield item
     finally:
         stop.set()
-        thread.join(timeout=1.0)  # a thread that hangs in FFCV stays behind; as a daemon it holds up nothing
+        thread.join(timeout=4.0)  # a thread that hangs in FFCV stays behind; as a daemon it holds up nothing
 
 
 def fill(source: Iterable[Any], box: queue.Queue[tuple[str, Any]], stop: threading.Event) -> None:
