@@ -51,7 +51,7 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # its buffers are constants
+        return DistributedDataParallel(model, device_ids=ids)
 
     def gather(self, values: T) -> list[T]:
         """Every process's ``values`` (on the CPU), in order of rank, on rank 0; empty elsewhere."""

@@ -75,7 +75,7 @@ def arithmetic(path: Path, device: torch.device) -> Stream:
     """Conversion and flip of one batch again and again: what no reader that ends in float32 images can beat."""
     pixels = torch.from_numpy(read_beton(path)[:BATCH]).permute(0, 3, 1, 2).contiguous().to(device)
     while True:
-        yield flipped(to_float(pixels), seed=0, step=0, batch=BATCH, rows=slice(0, BATCH))
+        yield to_float(flipped(pixels, seed=0, step=0, batch=BATCH, rows=slice(0, BATCH)))
 
 
 KINDS: dict[str, Callable[[Path, torch.device], Stream]] = {
