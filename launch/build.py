@@ -20,7 +20,7 @@ SCALARS = (int, float, bool, str, type(None))
 def build(node: DictConfig, *, key: str) -> Any:
     """The object that ``node`` describes; raises ValueError that names the key, the value and what is accepted."""
     check(node, key=key)
-    with naming(key):
+    with naming(f"{key}."):
         try:
             return instantiate(node, _convert_="all")
         except InstantiationException as error:  # wraps what a constructor raises
@@ -28,12 +28,12 @@ def build(node: DictConfig, *, key: str) -> Any:
 
 
 @contextlib.contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Context in which a refused argument is named as the user wrote it: below ``key``."""
+def naming(prefix: str) -> Iterator[None]:
+    """Context in which a refusal begins with ``prefix``, so that an argument is named as the user wrote it."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{key}.{error!s}") from error
+        raise ValueError(f"{prefix}{error!s}") from error
 
 
 def check(node: Any, *, key: str) -> None:

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ebm.data import to_uint8
+from ebm.data import to_float, to_uint8
 from ebm.energy import Preconditioned
 from ebm.pictures import save_grid
 from ebm.samplers.step import Step
@@ -44,7 +44,8 @@ def main(cfg: DictConfig) -> None:
         with checking(world):
             artist, step = prepare(cfg, world)
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
-            Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
+            if world.is_main:
+                Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
         images = [artist.draw(part) for part in progress(parts, world)]
         whole = interleave(world.gather(images))
         if world.is_main:
@@ -86,7 +87,7 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
     artist = Artist(
         model=model.eval().requires_grad_(False), sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
         seed=plain(cfg, "seed", int), precision=Precision(name=precision), device=world.device)
-    with naming("sampler"):  # the samplers check their values when they are called, before any work
+    with naming("sampler."):  # the samplers check their values when they are called, before any work
         artist.trajectory(range(1))
     return artist, int(state["step"])
 
@@ -113,7 +114,7 @@ def write(images: torch.Tensor, folder: Path, name: str) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images.permute(0, 2, 3, 1).numpy())
     write_atomically(folder / f"{name}.npz", buffer.getbuffer())
-    save_grid(images[:100].float() / 127.5 - 1, folder / f"{name}.png")
+    save_grid(to_float(images[:100]), folder / f"{name}.png")
     print(f"{len(images)} images: {folder / name}.npz, picture: {folder / name}.png", flush=True)
 
 

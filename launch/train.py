@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
             batches(cfg, trainer, train)  # checks its values
         with checking(world):
             path = begin(cfg, folder, stack) if world.is_main else None
-        path = world.everyone(path)[0]
+        path = world.share(path)
         with checking(world):
             resume(trainer, folder, path)
         try:
@@ -121,17 +121,18 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
         model.compile()
     metrics = Metrics(folder.metrics_file)
     sampler = build(cfg.sampler, key="sampler")
-    with naming("sampler"):  # the samplers check their values when they are called, before any work
+    with naming("sampler."):  # the samplers check their values when they are called, before any work
         trajectory(model, sampler, shape=train.shape, indices=[0], seed=0, device=world.device)
     held_out = HeldOut(dataset=test, count=min(cfg.save.held_out, test.count), batch=100, seed=cfg.seed) if test else None
     save = Save(checkpoints=folder.checkpoints(plain(cfg, "save.keep", int, least=1)), metrics=metrics, held_out=held_out)
     preview = Preview(sampler=sampler, shape=train.shape, count=plain(cfg, "preview.count", int, least=1),
                       batch=plain(cfg, "preview.batch", int, least=1), seed=cfg.seed,
                       folder=folder.path / "previews")
-    with naming("budget"):
+    with naming("budget."):
         budget.pieces(world.size)
-    with naming("optimizer"):
-        optimizer = build(cfg.optimizer, key="optimizer")(model.parameters())
+    make_optimizer = build(cfg.optimizer, key="optimizer")
+    with naming("optimizer: "):  # torch names no key
+        optimizer = make_optimizer(model.parameters())
     return Trainer(
         model=model, averages=averages, objective=build(cfg.objective, key="objective"),
         schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer,
@@ -166,7 +167,7 @@ def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch
     """This process's batches from the step at hand."""
     flip, workers = plain(cfg, "data.flip", bool), plain(cfg, "data.workers", int, least=1)
     resident_bytes = plain(cfg, "data.resident_bytes", int, least=0)
-    with naming("budget"):
+    with naming("budget."):
         return train.batches(
             batch=trainer.budget.batch, seed=cfg.seed, start=trainer.step, rank=trainer.world.rank, world=trainer.world.size,
             device=trainer.world.device, flip=flip, resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds)

@@ -29,6 +29,8 @@ BAD = {
     "schedule.sigma_max=0.001": "schedule.sigma_max: 0.001 is not accepted; it must be above sigma_min=0.002",
     "precision=fp8": "precision: 'fp8' is not accepted; choose fp32, bf16, fp16",
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
+    "optimizer.eps=abc": "error: optimizer.eps: 'abc' is not accepted; it must be float",
+    "optimizer.eps=-1": "error: optimizer: Invalid epsilon value",
     "seed=abc": "seed: 'abc' is not accepted; it must be int",
     "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
     "sampler.steps=0": "sampler.steps: 0 is not accepted",

@@ -9,7 +9,8 @@ install "cluster,wandb"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without its warning
 gpus=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)')
 processes=$((gpus > 0 ? gpus : 2))
-while ((32 % processes)); do processes=$((processes - 1)); done # the batch of 32 is dealt out evenly
+batch=$(sed -n '/^budget:/,/^[a-z]*:$/s/^  batch: //p' configs/experiment/quickstart.yaml)
+while ((batch % processes)); do processes=$((processes - 1)); done # the batch is dealt out evenly
 start=$SECONDS
 
 say "1/3 the embedded data set: coloured shapes"

@@ -35,8 +35,8 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def share(self, value: str) -> str:
-        """Rank 0's string, on every process."""
+    def share(self, value: T) -> T:
+        """Rank 0's ``value`` (small), on every process."""
         return self.everyone(value)[0]
 
     def everyone(self, value: T) -> list[T]:
@@ -93,12 +93,13 @@ def choose_device(device: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     # One visible GPU per process is how some clusters bind them; otherwise GPU number = local rank.
     count = torch.cuda.device_count()
-    index = 0 if count == 1 and os.environ.get("SLURM_STEP_GPUS") else local_rank
-    processes = 1 if index < local_rank else max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if count == 1 and os.environ.get("SLURM_STEP_GPUS"):
+        return torch.device("cuda", 0)
+    processes = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if processes > count:
         raise ValueError(f"device: {device!r} is not accepted; {processes} processes on this node need as many GPUs, and "
                          f"{count} are visible; start fewer processes or choose device=cpu")
-    return torch.device("cuda", index)
+    return torch.device("cuda", local_rank)
 
 
 class Lagged:
