@@ -49,12 +49,14 @@ def has_ffcv() -> bool:
 
 
 def ffcv_batches(
-    path: Path, orders: Iterable[NDArray[np.int64]], *, batch: int, workers: int, device: torch.device, drop_last: bool
+    path: Path, orders: Iterable[NDArray[np.int64]], *, batch: int, workers: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Images (batch, H, W, 3) uint8 on the CPU, each order's in turn, ready to be copied to ``device``."""
+    """Images (batch, 3, H, W) uint8 on the CPU, each order's in turn, ready to be copied to ``device``."""
     from ffcv.fields.decoders import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
+
+    from ebm.data.planes import Planes
 
     if device.type == "cuda":
         torch.cuda.set_device(device)  # this thread's: FFCV takes the current device's streams
@@ -63,16 +65,18 @@ def ffcv_batches(
         rows = order.astype(np.uint64)
         if loader is None:  # the seed is unused, but without one it would draw from numpy's global stream
             loader = Loader(str(path), batch_size=batch, num_workers=workers, os_cache=True, seed=0, indices=rows,
-                            order=OrderOption.SEQUENTIAL, drop_last=drop_last,
-                            pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()]})
+                            order=OrderOption.SEQUENTIAL, drop_last=False,
+                            pipelines={"image": [SimpleRGBImageDecoder(), Planes(), ToTensor()]})
             COMPILED.append(loader.code)
         # Loader takes only its own orders (it tests isinstance where it means issubclass); the sequential one
         # goes through these indices as they stand.
         loader.traversal_order.indices = loader.first_traversal_order = rows
         epoch = iter(loader)
         try:
-            for (images,) in epoch:  # its buffer is used again, so what leaves here is a copy
-                yield images.pin_memory() if device.type == "cuda" else images.clone()
+            for (images,) in epoch:
+                # Its buffer is used again, so what leaves here is a copy: numpy's, since a parallel copy by torch in this
+                # thread would start a second team of OpenMP threads, and they'd slow down all of torch's arithmetic.
+                yield images.pin_memory() if device.type == "cuda" else torch.from_numpy(images.numpy().copy())
         finally:
             epoch.close()
             epoch.join(timeout=2.0)  # it reads that flag every half second, except where it waits to say that it has ended

@@ -25,7 +25,8 @@ from tools.bench.subject import dataset
 TITLE = "Reading images"
 NOTE = ("32×32 images, batches of 256 in random order, flipped at random, float32 in [-1, 1] on the device. The baseline is "
         "what torchvision's tutorials do: a CIFAR-like data set of PIL images with RandomHorizontalFlip, ToTensor and "
-        "Normalize in a DataLoader with two workers. \"First batch\" counts from making the loader; cold is a process's "
+        "Normalize in a DataLoader with two workers; torch itself has one thread, as the cores are the readers'. "
+        "\"First batch\" counts from making the loader; cold is a process's "
         "first, with torch and ebm.data imported; warm is its second.")
 BATCH = 256
 Stream = Iterator[Tensor]
@@ -111,6 +112,7 @@ def rows(setting: Setting) -> list[Row]:
     """The lines of the report; raises RuntimeError without FFCV, whose speed this is about."""
     if not has_ffcv():
         raise RuntimeError("data: FFCV is not installed; there is nothing to measure")
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "shapes.beton")
         dataset(path, count=5_000 if setting.quick else 50_000)

@@ -69,7 +69,6 @@ def main() -> None:
         counts, device = threads(options.threads), choose_device(options.device, 0)
     except ValueError as error:
         sys.exit(f"run.py: {error}")
-    torch.set_num_threads(counts[-1])
     setting = Setting(device=device, repeats=2 if options.quick else options.repeats, threads=counts, quick=options.quick,
                       seconds=0.1 if options.quick else options.seconds, compile=options.compile)
     parts = ["# Benchmarks", "Written by `python " + shlex.join(["tools/bench/run.py", *sys.argv[1:]]) + "`. Measured: the "
@@ -79,6 +78,7 @@ def main() -> None:
     for name in options.names or NAMES:
         benchmark, start = importlib.import_module(f"tools.bench.{name}"), time.perf_counter()
         print(f"{name} ...", file=sys.stderr, flush=True)
+        torch.set_num_threads(counts[-1])
         note = benchmark.NOTE if name != "step" else benchmark.NOTE.format(method=benchmark.METHOD[device.type])
         parts += [f"## {benchmark.TITLE}", note, table(benchmark.rows(setting))]
         progress(f"{name} done in {time.perf_counter() - start:.0f} s")
