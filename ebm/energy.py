@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ebm.nets.twice import input_gradient
 from ebm.schedule import positive
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -79,8 +80,7 @@ class Energy(Preconditioned):
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """−∇E(x, σ), of x's shape; differentiable, and available under ``no_grad`` (not under ``inference_mode``)."""
-        # torch.func.grad rather than autograd.grad: the only one of the two that torch.compile can trace.
-        gradient = torch.func.grad(lambda y: self.potential(y, sigma).sum())(self.c_in(sigma) * x)
+        gradient = input_gradient(lambda y: self.potential(y, sigma).sum(), self.c_in(sigma) * x)
         return self.score_of(x, sigma, gradient)
 
     forward = score  # DistributedDataParallel synchronises only what goes through forward

@@ -137,7 +137,7 @@ def test_score_without_grad_equals_score_with_it(network: str, head: str) -> Non
     score = model.score(x, SIGMAS)
     assert not without.requires_grad
     assert score.requires_grad
-    assert_close(without, score.detach(), rtol=0, atol=0)
+    assert_close(without, score.detach())  # not to the bit: PyTorch differentiates SiLU in two ways, with a graph and without
 
 
 @pytest.mark.parametrize("head", [inner_product, squared_residual])

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebm.nets.layers import Modulation, NoiseEmbedding
+from ebm.nets.layers import Conv2d, Modulation, NoiseEmbedding
 
 
 class CNN(nn.Module):
@@ -19,12 +19,12 @@ class CNN(nn.Module):
     def __init__(self, *, channels: int, width: int, levels: int, sigma_aware: bool) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(levels + 1)]
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.stem = Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
-            nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
+            Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
         )
         # No bias: a constant added to an energy has no gradient, and DistributedDataParallel would wait for it.
-        self.out = nn.Conv2d(widths[-1], 1, 1, bias=False)
+        self.out = Conv2d(widths[-1], 1, 1, bias=False)
         self.embedding = NoiseEmbedding(4 * width) if sigma_aware else None
         self.modulations = nn.ModuleList(Modulation(4 * width, channels) for channels in widths if sigma_aware)
 

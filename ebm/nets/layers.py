@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebm.nets.twice import convolution, norm_silu
+
 
 class NoiseEmbedding(nn.Module):
     """c_noise (B,) -> (B, width): Fourier features at fixed frequencies, then two layers."""
@@ -34,9 +36,21 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.affine.weight)
         nn.init.zeros_(self.affine.bias)
 
+    def coefficients(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (B, C) each: h -> h + scale · h + shift."""
+        scale, shift = self.affine(embedding).chunk(2, dim=1)
+        return scale, shift
+
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         return torch.addcmul(h + shift, h, scale)
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution with one stride and one padding for both sides, whose second derivative is written out."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return convolution(h, self.weight, self.bias, stride=self.stride[0], padding=int(self.padding[0]))
 
 
 class GroupNorm(nn.GroupNorm):
@@ -51,6 +65,13 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, h: Tensor) -> Tensor:
         return F.group_norm(h, self.num_groups, self.weight.to(h.dtype), self.bias.to(h.dtype), self.eps)
 
+    def silu(self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """SiLU of the normalised h (B, C, H, W), first scaled by 1 + scale and moved by shift, (B, C) each."""
+        weight, bias = (one.expand(len(h), -1) for one in (self.weight, self.bias))
+        if scale is not None and shift is not None:
+            weight, bias = torch.addcmul(weight, weight, scale), torch.addcmul(bias + shift, bias, scale)
+        return norm_silu(h, weight, bias, groups=self.num_groups, eps=self.eps)
+
 
 class Attention(nn.Module):
     """Self-attention over pixels with a residual; written out, since fused kernels have no second derivative."""
@@ -61,8 +82,8 @@ class Attention(nn.Module):
             raise ValueError(f"width: {channels} channels don't divide into attention heads of {head_width}")
         self.heads = max(1, channels // head_width)
         self.norm = GroupNorm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)  # a bias on keys has no gradient through softmax
-        self.out = zero(nn.Conv2d(channels, channels, 1))
+        self.qkv = Conv2d(channels, 3 * channels, 1, bias=False)  # a bias on keys has no gradient through softmax
+        self.out = zero(Conv2d(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         batch, channels, height, width = h.shape

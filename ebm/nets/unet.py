@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebm.nets.layers import Attention, GroupNorm, Modulation, NoiseEmbedding, zero
+from ebm.nets.layers import Attention, Conv2d, GroupNorm, Modulation, NoiseEmbedding, zero
 
 
 class Block(nn.Module):
@@ -16,15 +16,15 @@ class Block(nn.Module):
     def __init__(self, before: int, after: int, embedding: int, *, attention: bool) -> None:
         super().__init__()
         self.norm1, self.norm2 = GroupNorm(before), GroupNorm(after)
-        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
-        self.conv2 = zero(nn.Conv2d(after, after, 3, padding=1))
+        self.conv1 = Conv2d(before, after, 3, padding=1)
+        self.conv2 = zero(Conv2d(after, after, 3, padding=1))
         self.modulation = Modulation(embedding, after)
-        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+        self.skip = Conv2d(before, after, 1) if before != after else nn.Identity()
         self.attention = Attention(after) if attention else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        inner = self.conv1(F.silu(self.norm1(h)))
-        inner = self.conv2(F.silu(self.modulation(self.norm2(inner), embedding)))
+        inner = self.conv1(self.norm1.silu(h))
+        inner = self.conv2(self.norm2.silu(inner, *self.modulation.coefficients(embedding)))
         out: Tensor = self.attention(self.skip(h) + inner)
         return out
 
@@ -44,12 +44,12 @@ class UNet(nn.Module):
         self.patch, self.stride = patch, patch * 2 ** (len(multipliers) - 1)
         emb = 4 * width
         self.embedding = NoiseEmbedding(emb)
-        self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
+        self.stem = Conv2d(channels * patch**2, width, 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         skips, now = [width], width
         for level, multiplier in enumerate(multipliers):
             if level:
-                self.encoder.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
+                self.encoder.append(Conv2d(now, now, 3, stride=2, padding=1))
                 skips.append(now)
             for _ in range(blocks):
                 self.encoder.append(Block(now, width * multiplier, emb, attention=level in attention))
@@ -63,7 +63,7 @@ class UNet(nn.Module):
             if level:
                 self.decoder.append(Upsample(now))
         self.norm = GroupNorm(now)
-        self.out = zero(nn.Conv2d(now, channels * patch**2, 3, padding=1, bias=False))
+        self.out = zero(Conv2d(now, channels * patch**2, 3, padding=1, bias=False))
 
     def forward(self, y: Tensor, c_noise: Tensor) -> Tensor:
         if y.shape[2] % self.stride or y.shape[3] % self.stride:
@@ -78,7 +78,7 @@ class UNet(nn.Module):
             h = layer(h, embedding)
         for layer in self.decoder:
             h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, Block) else layer(h)
-        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
+        return F.pixel_shuffle(self.out(self.norm.silu(h)), self.patch)
 
 
 class Upsample(nn.Module):
@@ -86,7 +86,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))

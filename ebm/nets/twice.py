@@ -1,0 +1,228 @@
+"""Convolution, and group norm with SiLU, with second derivatives written out: score losses differentiate gradients.
+
+PyTorch derives the second derivative of group_norm operation by operation, and a convolution's weight gradient in it as
+another convolution whose kernel is as large as the image; on a CPU that took a third of an energy's training step.
+A third derivative raises RuntimeError.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+Mask = tuple[bool, bool, bool]
+
+
+class Wanted:
+    """Whether gradients in parameters are wanted by the backward pass that runs: a Function of Python is not told."""
+
+    parameters = True
+
+    @classmethod
+    @contextmanager
+    def only_inputs(cls) -> Iterator[None]:
+        """In this block they aren't; a global, since on a GPU another thread runs the backward pass."""
+        before, cls.parameters = cls.parameters, False
+        try:
+            yield
+        finally:
+            cls.parameters = before
+
+
+def input_gradient(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """∇f(y), of y's shape, for a scalar f; differentiable in turn where gradients are enabled."""
+    if is_compiling():
+        traced: Tensor = torch.func.grad(f)(y)  # the only way that torch.compile can trace
+        return traced
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        value = f(y)
+        with Wanted.only_inputs():
+            gradient, = torch.autograd.grad(value, y, create_graph=differentiable)
+    return gradient
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
+    """2-D convolution of x (B, C, H, W) with weight (C', C, k, k) and bias (C',), as torch.nn.functional.conv2d."""
+    if is_compiling():
+        return F.conv2d(x, weight, bias, stride, padding)
+    x, weight, bias = lowered(x, weight, bias)
+    return Convolution.apply(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
+
+
+def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
+    """silu(weight · x̂ + bias) of x (B, C, H, W) normalised over its groups of channels; weight and bias are (B, C)."""
+    if is_compiling():
+        normal = F.group_norm(x, groups, eps=eps).to(x.dtype)
+        return F.silu(torch.addcmul(bias.to(x.dtype)[:, :, None, None], normal, weight.to(x.dtype)[:, :, None, None]))
+    return NormSiLU.apply(x.contiguous(), weight.to(x.dtype), bias.to(x.dtype), groups, eps)  # type: ignore[no-any-return]
+
+
+def lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors in autocast's precision, where it is on: a Function's inputs are kept as they come in."""
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast on meta tensors to ask about
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+class Convolution(Function):
+    """y = x * weight + bias."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.bias = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needed, parameters = ctx.needs_input_grad, Wanted.parameters
+        mask = (needed[0], needed[1] and parameters, ctx.bias and needed[2] and parameters)
+        return *ConvolutionBackward.apply(g, x, weight, ctx.stride, ctx.padding, mask), None, None
+
+
+class ConvolutionBackward(Function):
+    """Gradients (dx, dweight, dbias) of a convolution at g (B, C', H', W'), where the mask asks for them."""
+
+    @staticmethod
+    def forward(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask) -> tuple[Tensor | None, ...]:
+        return gradients(g, x, weight, stride, padding, mask)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        g, x, weight, ctx.stride, ctx.padding, _ = inputs
+        ctx.save_for_backward(g, x, weight)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
+        g, x, weight = ctx.saved_tensors
+        dg = dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dg = torch.zeros_like(g) if vx is None else convolution(vx, weight, None, stride=ctx.stride, padding=ctx.padding)
+            dg = dg if vw is None else dg + convolution(x, vw, None, stride=ctx.stride, padding=ctx.padding)
+            dg = dg if vb is None else dg + vb[:, None, None]
+        if vw is not None and ctx.needs_input_grad[1]:
+            dx = ConvolutionBackward.apply(g, x, vw, ctx.stride, ctx.padding, (True, False, False))[0]
+        if vx is not None and ctx.needs_input_grad[2]:
+            dw = ConvolutionBackward.apply(g, vx, weight, ctx.stride, ctx.padding, (False, True, False))[1]
+        return dg, dx, dw, None, None, None
+
+
+def gradients(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask) -> tuple[Tensor | None, ...]:
+    """PyTorch's own gradients of a convolution."""
+    result: tuple[Tensor | None, ...] = aten.convolution_backward(
+        g, x, weight, [weight.shape[0]], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask)
+    return tuple(one if wanted else None for one, wanted in zip(result, mask, strict=True))
+
+
+class Normal:
+    """u = weight · x̂ + bias, where x̂ = (x − mean) · rstd over each image's groups of channels, (B, C, H, W).
+
+    PyTorch's kernels take one weight per channel; seen as one image of B·C channels, they take one per image as well.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> None:
+        batch, channels, height, width = x.shape
+        self.x, self.per_group, self.pixels = x.view(1, -1, height, width), channels // groups, height * width
+        u, self.means, self.rstds = aten.native_group_norm(
+            self.x, weight.reshape(-1), bias.reshape(-1), 1, batch * channels, self.pixels, batch * groups, eps)
+        self.u: Tensor = u.view_as(x)
+        self.mean: Tensor = self.means.view(batch, groups).repeat_interleave(self.per_group, 1)
+        self.rstd: Tensor = self.rstds.view(batch, groups).repeat_interleave(self.per_group, 1)
+
+    def backward(self, g: Tensor, weight: Tensor, *, inputs: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of ⟨g, u⟩: in x (B, C, H, W), if wanted; in weight, the sums of g · x̂; in bias, of g; (B, C) both."""
+        dx, dw, db = aten.native_group_norm_backward(
+            g.contiguous().view_as(self.x), self.x, self.means, self.rstds, weight.reshape(-1), 1, weight.numel(),
+            self.pixels, self.means.numel(), (inputs, True, True))
+        return dx.view_as(g) if inputs else g, dw.view_as(weight), db.view_as(weight)
+
+    def average(self, sums: Tensor) -> Tensor:
+        """Means over a group at each of its channels, of the channels' sums over pixels: (B, C) -> (B, C)."""
+        groups = sums.view(len(sums), -1, self.per_group).sum(2) / (self.per_group * self.pixels)
+        return groups.repeat_interleave(self.per_group, 1)
+
+
+class NormSiLU(Function):
+    """silu(u), with u as in `Normal`."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        return F.silu(Normal(x, weight, bias, groups, eps).u, inplace=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, ctx.groups, ctx.eps = inputs
+        ctx.save_for_backward(x, weight, bias)  # u is made again: kept, it would take half as much memory on top
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw, db = NormSiLUBackward.apply(g, *ctx.saved_tensors, ctx.groups, ctx.eps)
+        return dx, *((dw, db) if Wanted.parameters else (None, None)), None, None
+
+
+class NormSiLUBackward(Function):
+    """Gradients (dx, dweight, dbias) of `NormSiLU` at g (B, C, H, W)."""
+
+    @staticmethod
+    def forward(g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        normal = Normal(x, weight, bias, groups, eps)
+        return normal.backward(aten.silu_backward(g, normal.u), weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        g, x, weight, bias, ctx.groups, ctx.eps = inputs
+        ctx.save_for_backward(g, x, weight, bias, *output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradient of ⟨g, silu'(u) t⟩, where t is how u moves as x, weight and bias move along vx, vw and vb.
+
+        t = weight · rstd · (vx − mean(vx) − x̂ mean(vx x̂)) + vw · x̂ + vb. Sums over pixels end in _1, and in _x if
+        weighted by x̂; all else is a combination of g, x and vx with coefficients by image and channel.
+        """
+        g, x, weight, bias, du_x, du_1 = ctx.saved_tensors
+        normal = Normal(x, weight, bias, ctx.groups, ctx.eps)
+        u, rstd, mean = normal.u, normal.rstd, normal.mean
+        vx = torch.zeros_like(x) if vx is None else vx.contiguous()
+        vw, vb = (torch.zeros_like(weight) if one is None else one for one in (vw, vb))
+        _, vx_x, vx_1 = normal.backward(vx, weight, inputs=False)
+        along, level = normal.average(vx_x), normal.average(vx_1)
+        on_x = (vw - weight * rstd * along) * rstd
+        t = torch.addcmul(wide(vb - weight * rstd * level - on_x * mean), vx, wide(weight * rstd))
+        t.addcmul_(x, wide(on_x))
+        dg, du = aten.silu_backward(t, u), aten.silu_backward(g, u)
+        s = u.sigmoid()
+        curved = aten.sigmoid_backward(g, s).mul_(torch.addcmul(u, u, s, value=-2).add_(2)).mul_(t)  # g silu''(u) t
+        _, dw, db = normal.backward(curved, weight, inputs=False)
+        # ⟨du, t⟩ moves with weight by ⟨du, rstd P(vx)⟩; with x̂ by on_normal, together with ⟨curved, u⟩; and with rstd.
+        moved = rstd * ((du * vx).sum((2, 3)) - level * du_1 - along * du_x)
+        on_du, on_vx = vw - rstd * along * weight, -rstd * normal.average(weight * du_x)
+        normal_1, normal_x = (normal.average(weight * one + on_du * two + on_vx * three)
+                              for one, two, three in ((db, du_1, vx_1), (dw, du_x, vx_x)))
+        on_x = -rstd.square() * (normal_x + normal.average(weight * moved))
+        dx = torch.addcmul(wide(-rstd * normal_1 - on_x * mean), x, wide(on_x))
+        dx.addcmul_(curved, wide(rstd * weight)).addcmul_(du, wide(rstd * on_du)).addcmul_(vx, wide(rstd * on_vx))
+        return dg, dx, dw + moved, db, None, None
+
+
+def wide(coefficients: Tensor) -> Tensor:
+    """(B, C) -> (B, C, 1, 1)."""
+    return coefficients[:, :, None, None]

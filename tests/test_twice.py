@@ -1,0 +1,83 @@
+"""The written-out derivatives against finite differences and against PyTorch's own, and what is left uncomputed."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ebm.nets import twice
+from ebm.nets.twice import convolution, input_gradient, norm_silu
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def composite(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.silu(F.group_norm(x, 2, eps=1e-5) * weight[:, :, None, None] + bias[:, :, None, None])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_has_the_derivatives_of_finite_differences(stride: int) -> None:
+    torch.manual_seed(0)
+    inputs = randn(2, 3, 5, 5), randn(4, 3, 3, 3), randn(4)
+    assert torch.autograd.gradgradcheck(lambda *a: convolution(*a, stride=stride, padding=1), inputs)
+    assert torch.autograd.gradcheck(lambda *a: convolution(*a, stride=stride, padding=1), inputs)
+
+
+def test_norm_silu_has_the_derivatives_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    inputs = randn(2, 8, 4, 4), randn(2, 8), randn(2, 8)
+    assert torch.autograd.gradcheck(lambda *a: norm_silu(*a, groups=2, eps=1e-5), inputs)
+    assert torch.autograd.gradgradcheck(lambda *a: norm_silu(*a, groups=2, eps=1e-5), inputs)
+
+
+def test_norm_silu_is_the_composite_function() -> None:
+    torch.manual_seed(0)
+    inputs = randn(2, 8, 4, 4), randn(2, 8), randn(2, 8)
+    torch.testing.assert_close(norm_silu(*inputs, groups=2, eps=1e-5), composite(*inputs))
+
+
+@pytest.mark.parametrize("compiling", [False, True], ids=["eager", "compiling"])
+def test_a_loss_on_the_gradient_has_the_composites_gradients(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, kernel, weight, bias = torch.randn(2, 3, 4, 4, dtype=torch.float64), randn(8, 3, 3, 3), randn(2, 8), randn(2, 8)
+    truth = torch.autograd.grad(composite(F.conv2d(x := x.requires_grad_(), kernel, padding=1), weight, bias).square().sum(), x,
+                                create_graph=True)[0]
+    monkeypatch.setattr(twice, "is_compiling", lambda: compiling)
+    ours = input_gradient(
+        lambda y: norm_silu(convolution(y, kernel, None, stride=1, padding=1), weight, bias, groups=2, eps=1e-5).square().sum(),
+        x.detach())
+    torch.testing.assert_close(ours, truth)
+    for a, b in zip(*(torch.autograd.grad(one.pow(3).sum(), (kernel, weight, bias)) for one in (ours, truth)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_input_gradient_computes_no_gradients_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = []
+    gradients = twice.gradients
+
+    def seen(*args: object) -> object:
+        masks.append(args[-1])
+        return gradients(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(twice, "gradients", seen)
+    kernel = randn(4, 3, 3, 3)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    input_gradient(lambda y: convolution(y, kernel, None, stride=1, padding=1).square().sum(), x)
+    assert masks == [(True, False, False)]
+
+
+def test_an_input_gradient_under_no_grad_has_no_graph() -> None:
+    with torch.no_grad():
+        assert not input_gradient(lambda y: y.square().sum(), torch.ones(2)).requires_grad
+    assert input_gradient(lambda y: y.pow(3).sum(), torch.ones(2)).requires_grad
+
+
+def test_a_third_derivative_is_refused_rather_than_wrong() -> None:
+    x = randn(1, 8, 2, 2)
+    g, = torch.autograd.grad(norm_silu(x, randn(1, 8), randn(1, 8), groups=2, eps=1e-5).sum(), x, create_graph=True)
+    h, = torch.autograd.grad(g.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiable|derivative"):
+        torch.autograd.grad(h.square().sum(), x)
