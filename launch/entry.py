@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import difflib
 import os
 import re
@@ -26,6 +27,7 @@ CONFIGS = ROOT / "configs"
 def run(main: Callable[[DictConfig], None], *, config: str) -> None:
     """Calls ``main`` with the config that the command line asks for; exits with 2 and one line where it can't be made."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here instead of being printed as a traceback
+    keep_memory()
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)
     try:
         entry()
@@ -33,6 +35,15 @@ def run(main: Callable[[DictConfig], None], *, config: str) -> None:
         refuse(explain(error, config))
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C; nothing half-written is left", code=128 + signal.SIGINT)
+
+
+def keep_memory() -> None:
+    """Lets glibc keep freed memory for the next step, where it would hand it back and take every page anew."""
+    trim_threshold, mmap_threshold, most = -1, -3, 32 << 20  # names and greatest threshold from malloc.h, mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(mmap_threshold, most)
 
 
 @contextlib.contextmanager

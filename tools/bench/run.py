@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])  # the code beside this f
 import torch
 
 from ebm.train.distributed import choose_device
+from launch.entry import keep_memory
 from tools.bench import machine
 from tools.bench.measure import Row, Setting, progress
 
@@ -65,6 +66,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     """Entry; exit code 2 means bad input."""
     options = arguments()
+    keep_memory()  # as the entries do
     try:
         counts, device = threads(options.threads), choose_device(options.device, 0)
     except ValueError as error:
