@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ebm.train.distributed import World
+from launch.faults import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -70,7 +71,7 @@ def refuse(message: str, *, code: int = 2, world: World | None = None) -> NoRetu
     """
     if world.is_main if world is not None else os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
+    raise Refused(code, message)
 
 
 def explain(error: Exception, config: str) -> str:

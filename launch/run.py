@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.train.checkpoint import Checkpoints, write_atomically
 
 # What a resumed run may change without becoming another run; any other key must be what it was.
-FREE = ("run", "device", "timeout_seconds", "log_every", "save.every", "save.keep", "preview", "sampler", "budget.images",
-        "budget.micro_batch", "data.train", "data.test", "data.resident_bytes", "data.workers", "experiment")
+FREE = ("run", "device", "timeout_seconds", "hang_seconds", "preflight", "log_every", "save.every", "save.keep", "preview",
+        "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test", "data.resident_bytes", "data.workers",
+        "experiment")
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,24 @@ class RunFolder:
         write_atomically(self.config_file, OmegaConf.to_yaml(config).encode())
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Context in which no other process trains here; raises ValueError, naming the holder, where one does already.
+    def held(self, *, wait_seconds: float = 0) -> Iterator[None]:
+        """Context in which no other process trains here; raises ValueError, naming the holder, where one still does after
+        ``wait_seconds``.
 
         The kernel lets go of the lock when its holder dies, so none is ever left behind.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+            until = time.monotonic() + wait_seconds
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                while True:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        if time.monotonic() >= until:
+                            raise
+                        time.sleep(0.5)
             except BlockingIOError as error:
                 file.seek(0)
                 raise ValueError(f"run: {self.path} is being trained by {file.read().strip() or 'another process'}; "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,13 +32,17 @@ from ebm.train.events import interleave
 from ebm.train.precision import Precision
 from launch.build import best_precision, build, naming, plain
 from launch.entry import checking, run
+from launch.faults import recorded
+from launch.job import STOP_SIGNALS
 from launch.run import RunFolder
 from launch.train import make_model
 
 
 def main(cfg: DictConfig) -> None:
     """Draws the images and writes them as one .npz and one .png."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     with contextlib.ExitStack() as stack:
+        stack.enter_context(recorded(Path(cfg.out)))
         with checking():
             timeout = plain(cfg, "timeout_seconds", float, least=1)
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))

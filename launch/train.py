@@ -6,6 +6,7 @@ A run whose folder holds a checkpoint goes on from it. Ctrl-C, SIGTERM and SIGUS
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -31,6 +32,9 @@ from ebm.train.precision import Precision
 from ebm.train.trainer import Event, NonFiniteError, Trainer
 from launch.build import best_precision, build, naming, plain
 from launch.entry import checking, refuse, run
+from launch.faults import recorded, watchdog
+from launch.job import STOP_SIGNALS, verdict
+from launch.preflight import preflight
 from launch.run import RunFolder
 
 
@@ -38,26 +42,37 @@ def main(cfg: DictConfig) -> None:
     """Trains one run to its end, or to the next step after a signal asks it to stop."""
     asked = listen()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(recorded(Path(cfg.run)))
         with checking():
             timeout = plain(cfg, "timeout_seconds", float, least=1)
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
         with checking(world):
             cfg = resolved(cfg, world)
             folder = RunFolder(Path(cfg.run))
+            limits = {name: plain(cfg, f"preflight.{name}", float, least=0) for name in cfg.preflight}
+        with checking():  # it has asked every process itself
+            preflight(world, folder=folder.path, data=Path(cfg.data.train), **limits)
+        with checking(world):
             train, test = datasets(cfg)
             cfg.data.sha256, cfg.data.shape = train.manifest.sha256, list(train.shape)  # what the run is a function of
             trainer = make_trainer(cfg, world, folder, train, test)
             trainer.stop_asked = lambda: bool(asked)
+            hang = plain(cfg, "hang_seconds", float, least=1)
             batches(cfg, trainer, train)  # checks its values
         with checking(world):
             path = begin(cfg, folder, stack) if world.is_main else None
         path = world.share(path)
         with checking(world):
             resume(trainer, folder, path)
+        trainer.alive = watchdog(folder.path, hang)
         try:
             done = trainer.fit(batches(cfg, trainer, train))
         except NonFiniteError as error:
             refuse(str(error), code=1, world=world)
+        faulthandler.cancel_dump_traceback_later()
+        if not done and world.is_main:
+            verdict("again")
+        world.everyone(None)  # nobody leaves before rank 0 has saved: the first to leave ends all
         if world.is_main:
             how = "trained" if done else "stopped"
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
@@ -79,6 +94,7 @@ def listen() -> list[int]:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, take)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     return asked
 
 
@@ -148,8 +164,10 @@ def begin(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack) -> Pa
 
     Rank 0 alone does this.
     """
-    stack.enter_context(folder.held())
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # its last start may still be dying on another node
+    stack.enter_context(folder.held(wait_seconds=90 if requeued else 0))
     folder.claim(cfg)
+    (folder.path / "failure.json").unlink(missing_ok=True)  # an earlier start's
     return folder.checkpoints().newest()
 
 

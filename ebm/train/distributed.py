@@ -78,11 +78,9 @@ def join(*, device: str, timeout_seconds: float) -> Iterator[World]:
     if size > 1:
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
-    try:
-        yield World(rank=rank, size=size, device=place)
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
+    yield World(rank=rank, size=size, device=place)
+    if size > 1:  # not after a fault: it would wait for processes that may never answer
+        dist.destroy_process_group()
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:

@@ -35,7 +35,7 @@ class PowerFunction(Averaging):
     def gamma(self) -> float:
         """The exponent γ of that width: σ_rel² = (γ + 1) / ((γ + 2)² (γ + 3))."""
         inverse = self.sigma_rel**-2
-        return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+        return max(float(root.real) for root in np.roots([1, 7, 16 - inverse, 12 - inverse]))
 
     def decay(self, step: int, batch: int) -> float:
         return float((1 - 1 / step) ** (self.gamma + 1))

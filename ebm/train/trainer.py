@@ -64,6 +64,7 @@ class Trainer:
     world: World
     events: Sequence[Event] = ()
     stop_asked: Callable[[], bool] = lambda: False
+    alive: Callable[[], None] = lambda: None  # called before every step and event
     step: int = 0
     stopping: bool = False
     running: dict[str, Tensor] = field(default_factory=dict)  # sums on the device since they were last read
@@ -91,6 +92,7 @@ class Trainer:
         self.since, self.elsewhere = time.perf_counter(), 0.0
         with self.progress() as self.bar:
             for images in itertools.chain([first], batches):
+                self.alive()
                 self.stopping = self.train_step(images)
                 self.step += 1
                 self.bar.update(self.budget.batch)
@@ -99,6 +101,7 @@ class Trainer:
                     self.stopping |= self.accept(self.lagged.latest())
                 for event in [event for event in self.events if event.due(self)]:
                     began = time.perf_counter()
+                    self.alive()
                     event.action(self)
                     self.elsewhere += time.perf_counter() - max(began, self.since)
                 if self.stopping or ended:

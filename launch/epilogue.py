@@ -1,0 +1,91 @@
+"""The end of a SLURM job's script, `python -m launch.epilogue <exit code of srun>`: is it over, or does it come back?
+
+A job whose processes knew that they failed ends. Any other end (a signal to stop, a kill, a hang, a lost node) brings it
+back, unless three restarts have brought no progress. Only the standard library.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RESTARTS = 3  # without progress
+
+
+def main() -> None:
+    """Requeues this job or exits with the code that its state is to show."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeuing sends it to us while there is still something to do
+    code, job, number = int(sys.argv[1]), Path(os.environ["EBM_JOB"]), os.environ["SLURM_JOB_ID"]
+    if code == 0:
+        return
+    said = (job / "verdict").read_text() if (job / "verdict").exists() else ""
+    if said.startswith("failed") or cancelled(number):
+        sys.exit(code)
+    run = Path(json.loads((job / "task.json").read_text())["run"]) if (job / "task.json").exists() else job
+    if stuck(job / "progress", newest(run)):
+        reason = f"no progress over {RESTARTS} restarts; the last ended with exit code {code}"
+        if said.startswith("avoid"):
+            reason += f"; nodes that failed their preflight: {', '.join(said.split()[1:])}"
+        note(run, reason)
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        sys.exit(code)
+    print(f"requeued after exit code {code} ({said or 'nobody said why'})", flush=True)
+    scontrol("requeue", number)
+    if said.startswith("avoid"):
+        nodes = sorted({*avoided(job), *said.split()[1:]})
+        (job / "avoided").write_text(" ".join(nodes))
+        for _ in range(20):  # only a job that waits can be told where not to run
+            if scontrol("update", f"JobId={number}", f"ExcNodeList={','.join(nodes)}"):
+                break
+            time.sleep(0.5)
+    time.sleep(60)  # until SLURM ends this script
+    sys.exit(code)
+
+
+def scontrol(*arguments: str) -> bool:
+    """Runs `scontrol`; says whether it did as asked."""
+    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"scontrol {' '.join(arguments)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+    return done.returncode == 0
+
+
+def cancelled(number: str) -> bool:
+    """Whether the job is being cancelled: that is someone's will, not a fault."""
+    shown = subprocess.run(["scontrol", "show", "job", "-o", number], capture_output=True, text=True, check=False).stdout
+    return "JobState=CANCELLED" in shown
+
+
+def newest(run: Path) -> str:
+    """The step of the run's newest checkpoint, which is what progress means."""
+    steps = [match[1] for path in (run / "checkpoints").glob("step-*.pt") if (match := re.match(r"step-(\d+)-", path.name))]
+    return max(steps, default="none")
+
+
+def stuck(record: Path, now: str) -> bool:
+    """Notes the step at which this start has ended; says whether the last starts have all ended there."""
+    ends = [*(record.read_text().split() if record.exists() else []), now]
+    record.write_text(" ".join(ends))
+    return len(ends) > RESTARTS and len(set(ends[-RESTARTS - 1:])) == 1
+
+
+def avoided(job: Path) -> list[str]:
+    """Nodes that earlier starts asked to avoid."""
+    return (job / "avoided").read_text().split() if (job / "avoided").exists() else []
+
+
+def note(run: Path, reason: str) -> None:
+    """Adds the reason to the run's failure.json, keeping what a process may have written there."""
+    path = run / "failure.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**before, "error": reason, "node": os.environ.get("SLURMD_NODENAME", "")}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What is left in a run's folder when it fails: which process, where, why, and the stacks of one that hangs."""
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ebm.train.checkpoint import write_atomically
+from launch.job import node, start, verdict
+
+
+class Refused(SystemExit):
+    """The end of a process whose reason has been said in one line."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code)
+        self.message = message
+
+
+@contextlib.contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Context whose failure is written to ``folder``/failure.json by the first process that fails.
+
+    An exception nobody expected ends the process at once: what it would wait for may never come.
+    """
+    try:
+        yield
+    except Refused as refusal:
+        record(folder, refusal.message)
+        raise
+    except Exception as error:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk: the log has it
+            record(folder, f"{type(error).__name__}: {error}", text)
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def record(folder: Path, error: str, text: str = "") -> None:
+    """Writes failure.json unless another process of this start has."""
+    verdict("failed")
+    path = folder / "failure.json"
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text())["start"] == start():
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"start": start(), "rank": int(os.environ.get("RANK", "0")), "node": node(), "error": error,
+               "traceback": text, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_atomically(path, json.dumps(content, indent=2).encode())
+
+
+def watchdog(folder: Path, seconds: float) -> Callable[[], None]:
+    """A function to be called again within ``seconds``, or all threads' stacks are written and the process ends.
+
+    Python's faulthandler watches from a thread of C, so that even a call that never gives Python back is ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / f"stacks-rank{os.environ.get('RANK', '0')}.txt", "w", encoding="utf-8")  # noqa: SIM115 (held open)
+
+    def beat() -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+
+    return beat
+
+
+def reason(folder: Path) -> str:
+    """Why the run or sampling of this folder failed, with rank and node, where it left word."""
+    try:
+        content = json.loads((folder / "failure.json").read_text())
+    except (OSError, ValueError):
+        hung = [path.name for path in folder.glob("stacks-rank*.txt") if path.stat().st_size]
+        return f"hung; see {', '.join(sorted(hung))}" if hung else ""
+    where = f"rank {content['rank']} on {content['node']}: " if "rank" in content else ""
+    return f"{where}{content['error']}"

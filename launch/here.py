@@ -1,0 +1,60 @@
+"""A study where there is no SLURM: the same jobs on this machine, through submitit's local executor."""
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import submitit
+import torch
+from tqdm import tqdm
+
+from launch.faults import reason
+from launch.job import become
+from launch.study import Point
+
+if TYPE_CHECKING:
+    from launch.submit import Study
+
+
+def here(study: Study) -> None:
+    """Runs the points on this machine through submitit's local executor: one for each GPU at a time, or in turn."""
+    places: list[int | None] = list(range(torch.cuda.device_count())) or [None]
+    waiting = [point for point in study.points if study.jobs[point.folder] != "done"]
+    print(f"no sbatch here: {len(waiting)} jobs run on this machine, {len(places)} at a time; "
+          f"logs and state: python launch/status.py {os.path.relpath(study.folder)}", flush=True)
+    running: dict[int | None, tuple[Point, Any]] = {}
+    failed: set[Path] = set()
+    os.environ["PYTHONPATH"] = str(study.code)
+    with tqdm(total=len(waiting), desc="study", unit="job") as bar:
+        while waiting or running:
+            for place, (point, job) in list(running.items()):
+                if job.done():
+                    del running[place]
+                    bar.update()
+                    if not point.done():
+                        failed.add(point.folder)
+                        bar.write(f"failed: {point.label}: {reason(point.folder) or 'it left no word; see its log'}")
+            for place in places:
+                if place in running:
+                    continue
+                ready = next((p for p in waiting if p.of is None or p.of.done() or p.of.folder in failed), None)
+                if ready is None:
+                    break
+                waiting.remove(ready)
+                if ready.of is not None and not ready.of.done():
+                    failed.add(ready.folder)
+                    bar.update()
+                    continue
+                executor = submitit.LocalExecutor(folder=study.folder / "logs")
+                gpus = {} if place is None else {"gpus_per_node": 1, "visible_gpus": [place]}
+                executor.update_parameters(timeout_min=int(study.params["timeout_min"]), tasks_per_node=1, **gpus)
+                bar.set_postfix_str(ready.label)
+                job = executor.submit(become, study.task(ready))
+                running[place] = (ready, job)
+                study.jobs[ready.folder] = f"local {job.job_id}"
+            time.sleep(0.2)
+    study.save([])
+    if failed:
+        raise SystemExit(1)

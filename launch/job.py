@@ -1,0 +1,79 @@
+"""Inside a SLURM job: a task becomes the entry it stands for, and leaves a verdict that `launch/epilogue.py` reads.
+
+Only the standard library: this is imported before anything else may go wrong.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# Blocked from a job's first moment until an entry listens to them, so that none is lost and none kills while it imports.
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One element of an array: an entry's command line, and the folder of the run that it works on."""
+
+    kind: str
+    run: str
+    command: tuple[str, ...]
+
+
+def become(task: Task) -> None:
+    """Replaces this process by the task's command, so that its exit code and its signals are the job's own."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        os.environ.update(ranks())
+        if os.environ["RANK"] == "0":
+            (Path(os.environ["EBM_JOB"]) / "task.json").write_text(json.dumps(asdict(task)))
+    print(" ".join(task.command), flush=True)
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    os.execvp(task.command[0], task.command)
+
+
+def ranks() -> dict[str, str]:
+    """The variables of a process group, from SLURM's."""
+    env = os.environ
+    nodes = subprocess.run(["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]], capture_output=True, text=True,
+                           check=True).stdout.split()
+    size = int(env["SLURM_NTASKS"])
+    return {"RANK": env["SLURM_PROCID"], "LOCAL_RANK": env["SLURM_LOCALID"], "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(max(1, size // len(nodes))), "MASTER_ADDR": address(nodes[0]),
+            "MASTER_PORT": str(20_000 + int(env["SLURM_JOB_ID"]) % 12_000)}  # below the ports that Linux hands out itself
+
+
+def address(node: str) -> str:
+    """A node's name where it can be looked up, else the address that SLURM knows."""
+    try:
+        socket.gethostbyname(node)
+    except OSError:
+        text = subprocess.run(["scontrol", "show", "node", "-o", node], capture_output=True, text=True, check=True).stdout
+        match = re.search(r"NodeAddr=(\S+)", text)
+        return match[1] if match else node
+    return node
+
+
+def node() -> str:
+    """This node's name as SLURM has it, else the machine's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def start() -> str:
+    """A name of this start of the job: another after every requeue."""
+    if "SLURM_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return os.environ.get("TORCHELASTIC_RUN_ID") or f"process {os.getpid()}"
+
+
+def verdict(text: str) -> None:
+    """Says how this start of a study's job ended: "failed", "again", or "avoid <node> …"; outside of one, nothing."""
+    if folder := os.environ.get("EBM_JOB"):
+        (Path(folder) / "verdict").write_text(text)

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""How a study stands: `python launch/status.py [study folder]`, the newest of runs/studies if none is given."""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launch import cluster
+from launch.cluster import Job
+from launch.faults import reason
+
+COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
+TAIL = 8192  # bytes of a log's or a record's end that are read
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="a study's folder")
+    parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="seconds", help="refreshed until Ctrl-C (5)")
+    parser.add_argument("--logs", metavar="point", help="the last lines of this point's logs: its number, job or label")
+    parser.add_argument("--lines", type=int, default=30, help="lines of each log (30)")
+    parser.add_argument("--cancel", action="store_true", help="end the study's jobs; each saves first")
+    parser.add_argument("--resubmit", choices=["failed"], help="queue again what is neither done nor queued")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Shows the table, or does what is asked; exits with 2 and one line on bad input."""
+    options = arguments()
+    try:
+        folder = options.folder or newest(Path("runs/studies/studies"))
+        study = read(folder)
+        if options.cancel:
+            cancel(study)
+        elif options.resubmit:
+            sys.exit(subprocess.run(again(study), cwd=study["cwd"], check=False).returncode)
+        elif options.logs:
+            print(logs(folder, study, options.logs, options.lines))
+        elif options.watch:
+            with Live(table(folder, study), refresh_per_second=1, screen=Console().is_terminal) as live:
+                while True:
+                    time.sleep(options.watch)
+                    live.update(table(folder, study))
+        else:
+            Console(width=None if sys.stdout.isatty() else 200).print(table(folder, study))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        pass
+
+
+def newest(studies: Path) -> Path:
+    """The study submitted last; raises FileNotFoundError where there is none."""
+    found = sorted(studies.glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"folder: no study in {studies}; give the folder that sweep.py has named")
+    return found[-1].parent
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """A study's record; raises FileNotFoundError where the folder holds none."""
+    if not (folder / "study.json").exists():
+        raise FileNotFoundError(f"folder: {folder} holds no study.json; give the folder that sweep.py has named")
+    content: dict[str, Any] = json.loads((folder / "study.json").read_text())
+    return content
+
+
+def numbers(study: dict[str, Any]) -> list[str]:
+    """The jobs of SLURM that the study's points are, its own and those of others."""
+    return [point["job"] for point in study["points"] if point["job"][0].isdigit()]
+
+
+def table(folder: Path, study: dict[str, Any]) -> Group:
+    """Every point with its state, and below, why what failed has failed."""
+    columns = ("#", "point", "job", "state", "step", "loss", "images/s", "restarts", "node", "time left")
+    made = Table(*columns, title=f"{folder}  ({study['created']})", title_justify="left")
+    jobs = cluster.jobs(numbers(study)) if numbers(study) else {}
+    notes: list[Text] = []
+    for index, point in enumerate(study["points"]):
+        job = jobs.get(point["job"]) or Job(state=state_here(point))
+        run = Path(point["folder"])
+        last = last_record(run / "metrics.jsonl") if point["kind"] == "train" else {}
+        step, speed = last.get("step", 0), last.get("images_per_s")
+        left = (point["steps"] - step) * last["images"] / max(1, step) / speed if speed and step < point["steps"] else 0
+        name = point["label"] if point["kind"] == "train" else f"  {point['of']} × {point['label']}"
+        state = "done" if point["job"] == "done" else job.state
+        made.add_row(str(index), name, point["job"], Text(state, style=COLOURS.get(state, "")),
+                     f"{step:,} of {point['steps']:,}" if point["kind"] == "train" else "",
+                     f"{last['loss']:.4f}" if last.get("loss") is not None else "", f"{speed:,.0f}" if speed else "",
+                     str(restarts(folder, point)), job.node, clock(left) if left and not job.over else "")
+        if why := explain(folder, point, job):
+            notes.append(Text(f"{index} {name.strip()}: {why}", style="red" if job.over else "yellow"))
+    return Group(made, *notes)
+
+
+def state_here(point: dict[str, Any]) -> str:
+    """The state of a job that SLURM doesn't know, from what lies in its folder."""
+    folder = Path(point["folder"])
+    if point["kind"] == "sample":
+        return "COMPLETED" if any(folder.glob("*.npz")) else "FAILED" if reason(folder) else "unknown"
+    steps = max((int(path.name.split("-")[1]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0)
+    return "COMPLETED" if steps >= point["steps"] else "FAILED" if reason(folder) else "unknown"
+
+
+def restarts(folder: Path, point: dict[str, Any]) -> int:
+    """How many times its job has come back, as its logs tell."""
+    return sum(path.read_text(errors="replace").count("requeued after exit code")
+               for path in (folder / "logs").glob(f"{point['job']}_0_log.out")) if point["job"][0].isdigit() else 0
+
+
+def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
+    """Why a job waits or has failed, with the last lines of the failing rank's log."""
+    if job.state == "PENDING":
+        return f"waits: {job.reason}" if job.reason not in ("", "None") else ""
+    if job.state not in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"):
+        return ""
+    why = reason(Path(point["folder"])) or f"exit code {job.code}"
+    lines = [line for path in logfiles(folder, point, why) for line in tail(path, 3)]
+    return "\n    ".join([why, *lines])
+
+
+def logfiles(folder: Path, point: dict[str, Any], why: str) -> list[Path]:
+    """The error log of the rank that a reason names, else of rank 0."""
+    rank = why.split()[1] if why.startswith("rank ") else "0"
+    return sorted((folder / "logs").glob(f"{point['job'].removeprefix('local ')}_{rank}_log.err"))
+
+
+def logs(folder: Path, study: dict[str, Any], which: str, count: int) -> str:
+    """The ends of all logs of one point; raises ValueError where there is none of that name."""
+    found = [point for index, point in enumerate(study["points"])
+             if which in (str(index), point["job"], point["label"])]
+    if not found:
+        most = len(study["points"]) - 1
+        raise ValueError(f"--logs: {which!r} is not accepted; give a number from 0 to {most}, a job or a label")
+    paths = sorted((folder / "logs").glob(f"{found[0]['job'].removeprefix('local ')}_*_log.*"))
+    return "\n".join(f"== {path}\n" + "\n".join(tail(path, count)) for path in paths) or "no logs yet"
+
+
+def tail(path: Path, count: int) -> list[str]:
+    """The last lines of a file; of a progress bar's many states, the last."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace")
+    return [line.split("\r")[-1] for line in text.splitlines() if line.strip()][-count:]
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The last record of training."""
+    if path.exists():
+        for line in reversed(tail(path, 20)):
+            try:
+                record: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            if record.get("event") == "train":
+                return record
+    return {}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}"
+
+
+def cancel(study: dict[str, Any]) -> None:
+    """Ends the study's jobs that still wait or run."""
+    alive = [number for number, job in cluster.jobs(numbers(study)).items() if not job.over and number in numbers(study)]
+    if alive:
+        cluster.ask("scancel", *alive)
+    print(f"{len(alive)} jobs cancelled")
+
+
+def again(study: dict[str, Any]) -> list[str]:
+    """The command that queues what is missing, with the study's own code."""
+    return [sys.executable, str(Path(__file__).with_name("sweep.py")), *study["command"], f"code={study['code']}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Submits a study to SLURM as array jobs, or runs it here where there is none: `python launch/sweep.py -m [overrides]`.
+
+Alone it submits the default study; `+sweep=<name>` names one of configs/sweep/; values with commas make one of their own.
+"""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+import launch.submit  # noqa: F401  (makes the launcher known to Hydra)
+from launch.entry import checking, refuse, run
+
+
+def main(cfg: DictConfig) -> None:
+    """Reached without -m alone."""
+    refuse("a study is a multirun: python launch/sweep.py -m [overrides]; one run: python launch/train.py")
+
+
+def with_study(arguments: list[str]) -> list[str]:
+    """The command line, with the default study where it names none and gives no key several values."""
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    overrides = OverridesParser.create().parse_overrides([one for one in arguments if "=" in one and not one.startswith("-")])
+    if any(one.key_or_group == "sweep" or one.is_sweep_override() for one in overrides):
+        return arguments
+    return [*arguments, "sweep=default"]
+
+
+if __name__ == "__main__":
+    with checking():
+        # `+sweep=` is how Hydra's users write it; here it has a place in the defaults, where + is not accepted.
+        sys.argv[1:] = with_study([one.removeprefix("+") if one.startswith("+sweep=") else one for one in sys.argv[1:]])
+        run(main, config="sweep")
