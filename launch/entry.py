@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ebm.train.distributed import World
 from launch.faults import Refused
+from launch.job import verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -71,6 +72,7 @@ def refuse(message: str, *, code: int = 2, world: World | None = None) -> NoRetu
     """
     if world.is_main if world is not None else os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr, flush=True)
+    verdict("failed")
     raise Refused(code, message)
 
 

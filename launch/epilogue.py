@@ -14,17 +14,19 @@ import sys
 import time
 from pathlib import Path
 
+from launch.job import node, number
+
 RESTARTS = 3  # without progress
 
 
 def main() -> None:
     """Requeues this job or exits with the code that its state is to show."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeuing sends it to us while there is still something to do
-    code, job, number = int(sys.argv[1]), Path(os.environ["EBM_JOB"]), os.environ["SLURM_JOB_ID"]
+    code, job, me = int(sys.argv[1]), Path(os.environ["EBM_JOB"]), number()
     if code == 0:
         return
     said = (job / "verdict").read_text() if (job / "verdict").exists() else ""
-    if said.startswith("failed") or cancelled(number):
+    if said.startswith("failed") or cancelled(me):
         sys.exit(code)
     run = Path(json.loads((job / "task.json").read_text())["run"]) if (job / "task.json").exists() else job
     if stuck(job / "progress", newest(run)):
@@ -35,12 +37,12 @@ def main() -> None:
         print(f"error: {reason}", file=sys.stderr, flush=True)
         sys.exit(code)
     print(f"requeued after exit code {code} ({said or 'nobody said why'})", flush=True)
-    scontrol("requeue", number)
+    scontrol("requeue", me)
     if said.startswith("avoid"):
         nodes = sorted({*avoided(job), *said.split()[1:]})
         (job / "avoided").write_text(" ".join(nodes))
         for _ in range(20):  # only a job that waits can be told where not to run
-            if scontrol("update", f"JobId={number}", f"ExcNodeList={','.join(nodes)}"):
+            if scontrol("update", f"JobId={me}", f"ExcNodeList={','.join(nodes)}"):
                 break
             time.sleep(0.5)
     time.sleep(60)  # until SLURM ends this script
@@ -55,9 +57,9 @@ def scontrol(*arguments: str) -> bool:
     return done.returncode == 0
 
 
-def cancelled(number: str) -> bool:
+def cancelled(me: str) -> bool:
     """Whether the job is being cancelled: that is someone's will, not a fault."""
-    shown = subprocess.run(["scontrol", "show", "job", "-o", number], capture_output=True, text=True, check=False).stdout
+    shown = subprocess.run(["scontrol", "show", "job", "-o", me], capture_output=True, text=True, check=False).stdout
     return "JobState=CANCELLED" in shown
 
 
@@ -84,7 +86,7 @@ def note(run: Path, reason: str) -> None:
     path = run / "failure.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     run.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**before, "error": reason, "node": os.environ.get("SLURMD_NODENAME", "")}, indent=2))
+    path.write_text(json.dumps({**before, "error": reason, "node": node()}, indent=2))
 
 
 if __name__ == "__main__":

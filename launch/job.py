@@ -4,6 +4,7 @@ Only the standard library: this is imported before anything else may go wrong.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -66,14 +67,23 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def number() -> str:
+    """This job's number as SLURM's commands take it: an array's last element shares its plain one with the whole array."""
+    env = os.environ
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID", "")
+
+
 def start() -> str:
     """A name of this start of the job: another after every requeue."""
     if "SLURM_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        return f"{number()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return os.environ.get("TORCHELASTIC_RUN_ID") or f"process {os.getpid()}"
 
 
 def verdict(text: str) -> None:
-    """Says how this start of a study's job ended: "failed", "again", or "avoid <node> …"; outside of one, nothing."""
+    """Says how this start of a study's job ended: "failed", "again", or "avoid <node> …"; the first word counts."""
     if folder := os.environ.get("EBM_JOB"):
-        (Path(folder) / "verdict").write_text(text)
+        with contextlib.suppress(FileExistsError), open(Path(folder) / "verdict", "x", encoding="utf-8") as file:
+            file.write(text)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
@@ -73,35 +74,49 @@ def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(train.values()), tuple(sample.values())
 
 
-def points(jobs: Iterable[Sequence[str]], *, compose: Callable[[str, Sequence[str]], DictConfig], store: Path, code: str,
+def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[str]], DictConfig], store: Path, code: str,
            sampling: Mapping[Any, Any]) -> list[Point]:
     """The points of a multirun, each training once, each checked; raises ValueError where a run can't be made of one."""
     trained: dict[tuple[str, ...], Point] = {}
     found: dict[Path, Point] = {}
     samplers = functools.lru_cache(None)(lambda sample: compose("sample", ["run=x", *sample]))
-    for overrides in jobs:
-        train, sample = split(overrides)
+    parts = [split(overrides) for overrides in jobs]
+    names = varying([train for train, _ in parts]), varying([sample for _, sample in parts])
+    for train, sample in tqdm(parts, desc="checking", unit="point", disable=len(parts) < 20 or None):
         if train not in trained:
-            trained[train] = training(train, compose("train", ["run=x", *train]), store=store, code=code)
+            trained[train] = training(train, compose("train", ["run=x", *train]), label(train, names[0]), store=store, code=code)
         point = found.setdefault(trained[train].folder, trained[train])
-        named = {key(override) for override in sample}
-        sample += tuple(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in named)
-        settings = samplers(sample)
+        given = {key(override) for override in sample}
+        full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))
+        settings = samplers(full)
         with naming("sampler."):
             check_sampler(OmegaConf.to_yaml(settings.sampler))
-        folder = point.folder / "samples" / f"{label(sample)}-{digest(OmegaConf.to_yaml(settings))[:8]}"
-        found.setdefault(folder, Point("sample", label(sample), folder, sample, of=point))
+        choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
+        folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(OmegaConf.to_yaml(settings))[:8]}"
+        found.setdefault(folder, Point("sample", label(sample, names[1] | {"sampler"}), folder, full, of=point))
     return list(found.values())
 
 
-def training(overrides: tuple[str, ...], cfg: DictConfig, *, store: Path, code: str) -> Point:
+def training(overrides: tuple[str, ...], cfg: DictConfig, label: str, *, store: Path, code: str) -> Point:
     """One run of training, in a folder named by what it is a function of: config, data and code."""
     sha256 = check(cfg)
     what = {name: value for name, value in flat(OmegaConf.to_container(cfg)).items()
             if name == "budget.images" or not any(name == free or name.startswith(free + ".") for free in FREE)}
     name = digest(json.dumps([what, sha256, code], sort_keys=True, default=str))[:12]
     steps = build(cfg.budget, key="budget").steps
-    return Point("train", label(overrides), store / "runs" / f"{label(overrides)}-{name}", overrides, steps=steps)
+    chosen = {key(one): one.split("=", 1)[1] for one in overrides if key(one) in ("model", "schedule")}
+    words = [plain_name(word) for word in (str(cfg.data.name), *chosen.values(), f"seed{cfg.seed}")]
+    return Point("train", label, store / "runs" / "-".join([*words, name]), overrides, steps=steps)
+
+
+def varying(parts: Sequence[tuple[str, ...]]) -> set[str]:
+    """The keys that not all points have with the same value: what tells them apart."""
+    values: dict[str, set[str]] = {}
+    for overrides in parts:
+        for override in overrides:
+            values.setdefault(key(override), set()).add(override)
+    everywhere = set.intersection(*({key(one) for one in overrides} for overrides in parts)) if parts else set()
+    return {name for name, different in values.items() if len(different) > 1 or name not in everywhere}
 
 
 def check(cfg: DictConfig) -> str:
@@ -147,13 +162,15 @@ def parsed(text: str) -> DictConfig:
     return cfg
 
 
-def label(overrides: Iterable[str]) -> str:
-    """Overrides as part of a folder's name: `schedule=single model=cnn` is single-cnn."""
-    words = [override.lstrip("+").split("=", 1) for override in overrides]
-    names = [value if name in ("schedule", "model", "sampler", "data") else f"{name.split('.')[-1]}={value}"
-             for name, value in ([*word, ""][:2] for word in words)
-             if not re.match(r"(data|save|preview)\.|device$|log_every$", name)]
-    return re.sub(r"[^\w.=,+-]+", "_", "-".join(names))[:80] or "default"
+def label(overrides: Iterable[str], names: set[str]) -> str:
+    """The overrides that tell a point apart, as a reader wants them: `schedule=single seed=1` is `single seed=1`."""
+    return " ".join(override.split("=", 1)[1] if key(override) in ("schedule", "model", "sampler") else override
+                    for override in overrides if key(override) in names) or "default"
+
+
+def plain_name(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^\w.+-]+", "_", text)
 
 
 def digest(text: str) -> str:

@@ -26,7 +26,6 @@ from hydra.types import RunMode
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
-from tqdm import tqdm
 
 from ebm.train.checkpoint import write_atomically
 from launch.arrays import Array, plan
@@ -91,8 +90,7 @@ class Study:
         sampling = OmegaConf.to_container(self.cfg.sample, resolve=True)
         assert isinstance(sampling, dict)
         with locked(store):  # so that two studies submitted at once see each other's jobs
-            bar = tqdm(jobs, desc="checking", unit="point", disable=len(jobs) < 20 or None)
-            self.points = points(bar, store=store, code=version, compose=self.compose, sampling=sampling)
+            self.points = points(jobs, store=store, code=version, compose=self.compose, sampling=sampling)
             live = queued() if self.slurm else set()
             self.jobs = {point.folder: "done" if point.done() else holder(point, live) for point in self.points}
             arrays = plan(self.points, self.jobs, limit=array_limit() if self.slurm else len(self.points))
@@ -131,9 +129,9 @@ class Study:
 
     def task(self, point: Point) -> Task:
         """The command line of a point."""
-        arguments = [f"run={point.run}", *point.overrides]
+        arguments = [f"run={quoted(point.run)}", *point.overrides]
         if point.kind == "sample":
-            arguments.append(f"out={point.folder}")
+            arguments.append(f"out={quoted(point.folder)}")
         python = sys.executable
         return Task(point.kind, str(point.folder), (python, str(self.code / "launch" / f"{point.kind}.py"), *arguments))
 
@@ -223,6 +221,11 @@ def fresh(folder: Path) -> Path:
             path.mkdir()
             return path
     raise OSError(f"{folder}: no free name")
+
+
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def holder(point: Point, live: set[str]) -> str:
