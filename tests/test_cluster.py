@@ -1,0 +1,299 @@
+"""A real SLURM of three nodes on this machine: studies, what goes wrong in them, and that nothing of it is lost."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebm.train.checkpoint import NAME, Checkpoints
+from tests.conftest import ROOT, final_state, fingerprint
+
+pytestmark = pytest.mark.timeout(1200)
+STEPS = 50
+SMALL = [f"budget.images={8 * STEPS}", "save.every=80", "preflight.disk_gb=0.01", "hang_seconds=20", "cluster=cpu",
+         "hydra.launcher.nodes=1", "+hydra.launcher.array_parallelism=3", "sampler=heun", "sampler.steps=2", "sample.n=2"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Commands of a running cluster."""
+
+    folder: Path
+    env: dict[str, str]
+
+    def ask(self, *command: str, check: bool = True) -> str:
+        """What a command answers."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def sweep(self, *overrides: str, check: bool = True) -> str:
+        """`python launch/sweep.py -m` with overrides."""
+        return self.ask(sys.executable, "launch/sweep.py", "-m", *overrides, check=check)
+
+    def status(self, *arguments: str) -> str:
+        """`python launch/status.py` with arguments."""
+        return self.ask(sys.executable, "launch/status.py", *arguments)
+
+    def state(self, job: str) -> str:
+        """The state of a job, by squeue as long as it is there."""
+        now = self.ask("squeue", "-h", "-r", "-j", job, "-o", "%T", check=False).strip()
+        if now and "Invalid" not in now and now in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"):
+            return now
+        lines = self.ask("sacct", "-n", "-X", "-P", "-j", job, "-o", "State,ExitCode").splitlines()
+        return lines[-1].split()[0].split("|")[0] if lines else "PENDING"
+
+    def exit_code(self, job: str) -> str:
+        """As sacct has it."""
+        return self.ask("sacct", "-n", "-X", "-P", "-j", job, "-o", "ExitCode").splitlines()[-1]
+
+
+def until(what: Callable[[], Any], seconds: float = 240, *, why: str) -> Any:
+    """Waits until ``what`` is true; fails saying why it was waited for."""
+    end = time.monotonic() + seconds
+    while not (result := what()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {why}"
+        time.sleep(0.3)
+    return result
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes; the tests fail where they can't be had."""
+    folder = Path(f"/tmp/ebm-test-{os.getpid()}")  # short: sockets lie there
+    env = {**os.environ, "EBM_CLUSTER": str(folder), "EBM_CLUSTER_PORT": str(18_000 + os.getpid() % 1000),
+           "OMP_NUM_THREADS": "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    up = subprocess.run(["bash", "slurm/local/up.sh", "3"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600,
+                        check=False)
+    assert up.returncode == 0, f"the cluster did not start:\n{up.stdout}{up.stderr}"
+    yield Cluster(folder, {**env, "SLURM_CONF": f"{folder}/slurm.conf"})
+    subprocess.run(["bash", "slurm/local/down.sh"], cwd=ROOT, env=env, capture_output=True, check=True)
+    left = subprocess.run(["pgrep", "-f", f"{folder}/"], capture_output=True, text=True, check=False).stdout.split()
+    assert not left, f"the cluster has left processes behind: {left}"
+    assert not folder.exists()
+
+
+def faults(folder: Path, plan: dict[int, dict[str, Any]], *, ffcv: bool, each: float = 0.15, **seconds: float) -> list[str]:
+    """Overrides that put faults into a study's jobs, by the number that `save.held_out` has in them."""
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "faults" / "sitecustomize.py", folder)
+    (folder / "faults.json").write_text(json.dumps({"faults": plan, "ffcv": ffcv, "seconds": {"each": each, **seconds}}))
+    return [f"hydra.launcher.setup=['export PYTHONPATH={folder} OMP_NUM_THREADS=1']"]
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The training points of the newest study of a store, by their number."""
+    study = max((folder / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    points = json.loads(study.read_text())["points"]
+    return {next(one.split("=")[1] for one in point["overrides"] if one.startswith("save.held_out=")): {**point, "study": study.parent}
+            for point in points if point["kind"] == "train"}
+
+
+def step(point: dict[str, Any]) -> int:
+    """The last step that a run has logged."""
+    path = Path(point["folder"]) / "metrics.jsonl"
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return max(steps, default=0)
+
+
+def log(point: dict[str, Any]) -> str:
+    """What rank 0 and the job's script have said."""
+    return "".join(path.read_text(errors="replace") for path in (point["study"] / "logs").glob(f"{point['job']}_0_log.*"))
+
+
+def over(cluster: Cluster, point: dict[str, Any]) -> bool:
+    """Whether the job has ended."""
+    return cluster.state(point["job"]) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "NODE_FAIL", "PREEMPTED")
+
+
+NAMES = {"reference": 1, "requeue": 2, "kill": 3, "raise": 4, "kill while saving": 5, "nan": 6, "full": 7, "damaged": 8,
+         "cancel": 9, "hang": 10, "stuck": 11, "bad node": 12}
+PLAN: dict[int, dict[str, Any]] = {
+    3: {"do": "kill", "rank": 1, "step": 25}, 4: {"do": "raise", "rank": 1, "step": 25},
+    5: {"do": "kill while saving", "rank": 0, "step": 19}, 6: {"do": "nan", "rank": 1, "step": 25},
+    7: {"do": "full", "rank": 0, "step": 25}, 10: {"do": "hang", "rank": 1, "step": 25},
+    11: {"do": "kill", "rank": 1, "step": 13, "times": 4}, 12: {"do": "bad node", "node": "n2", "rank": -1, "step": -1},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def command_line(tiny: list[str], store: Path) -> list[str]:
+    """Overrides of the study with a fault in each run."""
+    given = {one.split("=")[0] for one in SMALL}
+    kept = [one for one in tiny if one.split("=")[0] not in {*given, "save.held_out"}]
+    return [*kept, *SMALL, f"store={store}", "hydra.launcher.exclude=n1", "hydra.launcher.timeout_min=10",
+            *faults(store / "faults", PLAN, ffcv=False),
+            f"save.held_out={','.join(str(number) for number in NAMES.values())}"]
+
+
+@pytest.fixture(scope="module")
+def first(cluster: Cluster, store: Path, command_line: list[str]) -> dict[str, dict[str, Any]]:
+    """The study with a fault in each run, submitted once and come to its end; its points by name."""
+    started = time.monotonic()
+    said = cluster.sweep(*command_line)
+    assert time.monotonic() - started < 30
+    assert "12 runs and 12 samplings queued in 2 arrays" in said
+    again = cluster.sweep(*command_line)
+    assert "0 runs and 0 samplings queued" in again
+    points = {name: read(store)[str(number)] for name, number in NAMES.items()}
+    older = sorted((store / "studies").iterdir())[0]
+    points = {name: {**point, "study": older} for name, point in points.items()}
+
+    def requeue(name: str) -> None:
+        until(lambda: step(points[name]) >= 14, why=f"step 14 of {name}")
+        cluster.ask("scontrol", "requeue", points[name]["job"])
+
+    def cancel() -> None:
+        until(lambda: step(points["cancel"]) >= 14, why="step 14 of cancel")
+        cluster.ask("scancel", points["cancel"]["job"])
+        points["cancel"]["asked"] = time.monotonic()
+        until(lambda: cluster.state(points["cancel"]["job"]) == "CANCELLED", 60, why="CANCELLED")
+        points["cancel"]["seconds"] = time.monotonic() - points["cancel"]["asked"]
+
+    def damage() -> None:
+        requeue("damaged")
+        until(lambda: cluster.state(points["damaged"]["job"]) == "PENDING", why="the requeued job")
+        path = Checkpoints(Path(points["damaged"]["folder"]) / "checkpoints", keep=1).paths()[0]
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        points["damaged"]["path"] = path
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(requeue, "requeue"), pool.submit(cancel), pool.submit(damage)]:
+            future.result()
+    for name, point in points.items():
+        until(lambda point=point: over(cluster, point), 500, why=f"the end of {name}")  # type: ignore[misc]
+        point["state"], point["code"] = cluster.state(point["job"]), cluster.exit_code(point["job"])
+    return points
+
+
+@pytest.fixture(scope="module")
+def truth(first: dict[str, dict[str, Any]]) -> str:
+    """The final state of the run that nothing interrupted."""
+    assert first["reference"]["state"] == "COMPLETED"
+    assert "requeued" not in log(first["reference"])
+    return fingerprint(final_state(Path(first["reference"]["folder"])))
+
+
+@pytest.mark.parametrize("name", ["requeue", "kill", "kill while saving", "damaged", "hang", "bad node"])
+def test_a_job_comes_back_and_ends_as_if_nothing_had_been(first: dict[str, dict[str, Any]], truth: str, name: str) -> None:
+    point = first[name]
+    assert point["state"] == "COMPLETED", log(point)
+    assert point["code"] == "0:0"
+    assert ("resumed at step" in log(point)) == (name != "bad node")
+    assert fingerprint(final_state(Path(point["folder"]))) == truth
+
+
+def test_an_administrators_requeue_loses_no_step(first: dict[str, dict[str, Any]]) -> None:
+    saved = [record for record in map(json.loads, (Path(first["requeue"]["folder"]) / "metrics.jsonl").read_text().splitlines())
+             if record["event"] == "save"]
+    assert any(record["step"] % 10 for record in saved), "no checkpoint between the regular ones: it was not saved when asked"
+
+
+def test_a_damaged_checkpoint_is_passed_over(first: dict[str, dict[str, Any]]) -> None:
+    assert "damaged" in log(first["damaged"])
+
+
+@pytest.mark.parametrize(("name", "words"), [("raise", "RuntimeError: a fault of the test's"), ("nan", "the loss was not finite"),
+                                             ("full", "OSError"), ("stuck", "no progress over 3 restarts")])
+def test_a_fault_ends_the_job_as_failed_and_says_where(cluster: Cluster, first: dict[str, dict[str, Any]], name: str,
+                                                       words: str) -> None:
+    point = first[name]
+    assert point["state"] == "FAILED", log(point)
+    assert point["code"] != "0:0"
+    failure = json.loads((Path(point["folder"]) / "failure.json").read_text())
+    assert words in failure["error"]
+    assert failure["node"] in ("n2", "n3")
+    if name != "stuck":
+        assert failure["rank"] == {"raise": 1, "nan": failure["rank"], "full": 0}[name]
+    assert words in " ".join(cluster.status(str(point["study"])).split())
+
+
+def test_parameters_of_a_bad_step_are_never_saved(first: dict[str, dict[str, Any]]) -> None:
+    steps = [int(NAME.fullmatch(path.name)[1]) for path in  # type: ignore[index]
+             (Path(first["nan"]["folder"]) / "checkpoints").glob("step-*.pt")]
+    assert max(steps) == 20, "the loss of step 25 was not finite"
+
+
+def test_a_hang_leaves_the_stacks_of_all_threads(first: dict[str, dict[str, Any]]) -> None:
+    assert "requeued after exit code" in log(first["hang"])
+
+
+def test_a_bad_node_is_named_and_avoided(cluster: Cluster, first: dict[str, dict[str, Any]]) -> None:
+    said = log(first["bad node"])
+    if "node n2" in said:  # where it was first sent there
+        assert "has 0.00 GB of free space" in said
+        assert cluster.ask("sacct", "-n", "-X", "-P", "-j", first["bad node"]["job"], "-o", "NodeList").split()[-1] == "n3"
+    else:
+        pytest.fail(f"the run never came to n2: {said}")
+
+
+def test_scancel_saves_first_and_ends_as_cancelled_within_killwait(first: dict[str, dict[str, Any]]) -> None:
+    point = first["cancel"]
+    assert point["state"] == "CANCELLED"
+    assert point["seconds"] < 20
+    newest = Checkpoints(Path(point["folder"]) / "checkpoints", keep=1).newest()
+    assert newest is not None
+    assert int(NAME.fullmatch(newest.name)[1]) >= 14  # type: ignore[index]
+
+
+def test_samples_follow_their_own_run_alone(cluster: Cluster, first: dict[str, dict[str, Any]], truth: str) -> None:
+    study = json.loads((first["reference"]["study"] / "study.json").read_text())
+    for point in study["points"]:
+        if point["kind"] == "sample":
+            run = next(p for p in first.values() if point["folder"].startswith(p["folder"] + "/"))
+            wanted = "COMPLETED" if run["state"] == "COMPLETED" else "CANCELLED"
+            until(lambda point=point, wanted=wanted: cluster.state(point["job"]) == wanted, why=f"{wanted} of {point['job']}")  # type: ignore[misc]
+            assert any(Path(point["folder"]).glob("*.npz")) == (wanted == "COMPLETED")
+
+
+def test_what_failed_is_queued_again_alone_and_ends_as_if_nothing_had_been(
+        cluster: Cluster, first: dict[str, dict[str, Any]], truth: str, store: Path) -> None:
+    said = cluster.status(str(first["reference"]["study"]), "--resubmit", "failed")
+    failed = ["raise", "nan", "full", "cancel", "stuck"]
+    assert f"{len(failed)} runs and {len(failed)} samplings queued" in said
+    points = read(store)
+    for name in failed:
+        point = points[str(NAMES[name])]
+        until(lambda point=point: over(cluster, point), why=f"the end of {name}")  # type: ignore[misc]
+        assert cluster.state(point["job"]) == "COMPLETED", log(point)
+        assert fingerprint(final_state(Path(point["folder"]))) == truth
+
+
+def test_a_bad_override_is_refused_with_nothing_queued(cluster: Cluster, command_line: list[str], truth: str) -> None:
+    studies = len(list((Path(next(o.split("=")[1] for o in command_line if o.startswith("store="))) / "studies").iterdir()))
+    before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
+    for bad, words in ((["schedule=single", "schedule.level=-1"], "level"), (["model.network.wdith=3"], "wdith"),
+                       (["hydra.launcher.partition=none"], "sbatch refused")):
+        said = cluster.sweep(*command_line, "seed=7,8", *bad, check=False)
+        assert said.count("error:") == 1, said
+        assert words in said
+        assert "Traceback" not in said
+    assert cluster.ask("squeue", "-h", "-r", "-o", "%F") == before
+    assert len(list((Path(next(o.split("=")[1] for o in command_line if o.startswith("store="))) / "studies").iterdir())) == studies
+
+
+def test_dry_prints_the_plan_and_submits_nothing(cluster: Cluster, command_line: list[str], truth: str) -> None:
+    before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
+    said = cluster.sweep(*command_line, "seed=7,8", "dry=true")
+    assert "array 1 element 23" in said
+    assert "element by element" in said
+    assert "#SBATCH --requeue" in said
+    assert "GPU-hours" in said
+    assert cluster.ask("squeue", "-h", "-r", "-o", "%F") == before
