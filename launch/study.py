@@ -84,7 +84,8 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
     names = varying([train for train, _ in parts]), varying([sample for _, sample in parts])
     for train, sample in tqdm(parts, desc="checking", unit="point", disable=len(parts) < 20 or None):
         if train not in trained:
-            trained[train] = training(train, compose("train", ["run=x", *train]), label(train, names[0]), store=store, code=code)
+            cfg = compose("train", ["run=x", *train])
+            trained[train] = training(train, cfg, label(train, names[0]), store=store, code=code)
         point = found.setdefault(trained[train].folder, trained[train])
         given = {key(override) for override in sample}
         full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))

@@ -158,7 +158,7 @@ class Study:
         own["additional_parameters"] = additional
         own["srun_args"] = ["--kill-on-bad-exit=1", *own.get("srun_args", [])]
         jobs = shlex.quote(str(folder / "jobs"))
-        own["setup"] = [*own.get("setup", []), f"export PYTHONPATH={shlex.quote(str(self.code))}",
+        own["setup"] = [*own.get("setup", []), f"export PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
                         f'export EBM_JOB={jobs}/$SLURM_JOB_ID; mkdir -p "$EBM_JOB"; rm -f "$EBM_JOB/verdict"',
                         '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK']
         own["teardown"] = [f"exec {shlex.quote(sys.executable)} -m launch.epilogue $?"]

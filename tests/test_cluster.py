@@ -21,7 +21,7 @@ from tests.conftest import ROOT, final_state, fingerprint
 pytestmark = pytest.mark.timeout(1200)
 STEPS = 50
 SMALL = [f"budget.images={8 * STEPS}", "save.every=80", "preflight.disk_gb=0.01", "hang_seconds=20", "cluster=cpu",
-         "hydra.launcher.nodes=1", "+hydra.launcher.array_parallelism=3", "sampler=heun", "sampler.steps=2", "sample.n=2"]
+         "hydra.launcher.nodes=1", "hydra.launcher.array_parallelism=3", "sampler=heun", "sampler.steps=2", "sample.n=2"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,12 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     """The training points of the newest study of a store, by their number."""
     study = max((folder / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
     points = json.loads(study.read_text())["points"]
-    return {next(one.split("=")[1] for one in point["overrides"] if one.startswith("save.held_out=")): {**point, "study": study.parent}
-            for point in points if point["kind"] == "train"}
+    return {number(point["overrides"]): {**point, "study": study.parent} for point in points if point["kind"] == "train"}
+
+
+def number(overrides: list[str]) -> str:
+    """What tells the runs of a study apart, and says which fault each has."""
+    return next(one.split("=")[1] for one in overrides if one.startswith("save.held_out="))
 
 
 def step(point: dict[str, Any]) -> int:
@@ -113,7 +117,7 @@ def log(point: dict[str, Any]) -> str:
 
 def over(cluster: Cluster, point: dict[str, Any]) -> bool:
     """Whether the job has ended."""
-    return cluster.state(point["job"]) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "NODE_FAIL", "PREEMPTED")
+    return cluster.state(point["job"]) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
 
 NAMES = {"reference": 1, "requeue": 2, "kill": 3, "raise": 4, "kill while saving": 5, "nan": 6, "full": 7, "damaged": 8,
@@ -210,8 +214,9 @@ def test_a_damaged_checkpoint_is_passed_over(first: dict[str, dict[str, Any]]) -
     assert "damaged" in log(first["damaged"])
 
 
-@pytest.mark.parametrize(("name", "words"), [("raise", "RuntimeError: a fault of the test's"), ("nan", "the loss was not finite"),
-                                             ("full", "OSError"), ("stuck", "no progress over 3 restarts")])
+@pytest.mark.parametrize(("name", "words"), [
+    ("raise", "RuntimeError: a fault of the test's"), ("nan", "the loss was not finite"), ("full", "OSError"),
+    ("stuck", "no progress over 3 restarts")])
 def test_a_fault_ends_the_job_as_failed_and_says_where(cluster: Cluster, first: dict[str, dict[str, Any]], name: str,
                                                        words: str) -> None:
     point = first[name]
@@ -276,8 +281,9 @@ def test_what_failed_is_queued_again_alone_and_ends_as_if_nothing_had_been(
         assert fingerprint(final_state(Path(point["folder"]))) == truth
 
 
-def test_a_bad_override_is_refused_with_nothing_queued(cluster: Cluster, command_line: list[str], truth: str) -> None:
-    studies = len(list((Path(next(o.split("=")[1] for o in command_line if o.startswith("store="))) / "studies").iterdir()))
+def test_a_bad_override_is_refused_with_nothing_queued(
+        cluster: Cluster, command_line: list[str], store: Path, truth: str) -> None:
+    studies = len(list((store / "studies").iterdir()))
     before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
     for bad, words in ((["schedule=single", "schedule.level=-1"], "level"), (["model.network.wdith=3"], "wdith"),
                        (["hydra.launcher.partition=none"], "sbatch refused")):
@@ -286,7 +292,7 @@ def test_a_bad_override_is_refused_with_nothing_queued(cluster: Cluster, command
         assert words in said
         assert "Traceback" not in said
     assert cluster.ask("squeue", "-h", "-r", "-o", "%F") == before
-    assert len(list((Path(next(o.split("=")[1] for o in command_line if o.startswith("store="))) / "studies").iterdir())) == studies
+    assert len(list((store / "studies").iterdir())) == studies
 
 
 def test_dry_prints_the_plan_and_submits_nothing(cluster: Cluster, command_line: list[str], truth: str) -> None:
