@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ebm.train.checkpoint import write_atomically
+from ebm.train.distributed import lost_peer
 from launch.job import node, start, verdict
 
 
@@ -38,7 +39,8 @@ def recorded(folder: Path) -> Iterator[None]:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # a full disk: the log has it
-            record(folder, f"{type(error).__name__}: {error}", text)
+            if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
+                record(folder, f"{type(error).__name__}: {error}", text)
         sys.stdout.flush()
         os._exit(1)
 

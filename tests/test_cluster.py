@@ -1,14 +1,16 @@
 """A real SLURM of three nodes on this machine: studies, what goes wrong in them, and that nothing of it is lost."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,15 +140,51 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def command_line(tiny: list[str], store: Path) -> list[str]:
     """Overrides of the study with a fault in each run."""
-    given = {one.split("=")[0] for one in SMALL}
-    kept = [one for one in tiny if one.split("=")[0] not in {*given, "save.held_out"}]
-    return [*kept, *SMALL, f"store={store}", "hydra.launcher.exclude=n1", "hydra.launcher.timeout_min=10",
+    return [*without(tiny), *SMALL, f"store={store}", "hydra.launcher.exclude=n1", "hydra.launcher.timeout_min=10",
             *faults(store / "faults", PLAN, ffcv=False),
             f"save.held_out={','.join(str(number) for number in NAMES.values())}"]
 
 
 @pytest.fixture(scope="module")
-def first(cluster: Cluster, store: Path, command_line: list[str]) -> dict[str, dict[str, Any]]:
+def limited(cluster: Cluster, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[dict[str, Any]]]:
+    """A study of jobs that need more than their one minute, on a node of their own; one is preempted, early and late."""
+    store = tmp_path_factory.mktemp("limited")
+    cluster.sweep(*without(tiny), *SMALL, f"store={store}", "hydra.launcher.exclude='n2,n3'", "hydra.launcher.timeout_min=1",
+                  "hydra.launcher.signal_delay_s=5", "hydra.launcher.cpus_per_task=4",
+                  *faults(store / "faults", {}, ffcv=False, each=1.4), "save.held_out=13,14")
+    points = {"preempted": read(store)["13"], "limit": read(store)["14"]}
+
+    def preempt() -> None:
+        cluster.ask("sbatch", "-p", "urgent", "-w", "n1", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
+
+    def story() -> dict[str, Any]:
+        job = points["preempted"]["job"]
+        until(lambda: cluster.state(job) == "RUNNING", why="the first start")
+        preempt()
+        until(lambda: cluster.state(job) == "PENDING", why="the first requeue")
+        until(lambda: cluster.state(job) == "RUNNING", why="the second start")
+        began = time.monotonic()
+        points["preempted"]["early"] = step(points["preempted"])
+        until(lambda: time.monotonic() - began > 49 or cluster.state(job) != "RUNNING", why="the last fifth of the limit")
+        points["preempted"]["late"] = step(points["preempted"])
+        preempt()
+        for name, point in points.items():
+            until(lambda point=point: over(cluster, point), 500, why=f"the end of {name}")  # type: ignore[misc]
+            point["state"] = cluster.state(point["job"])
+        return points
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(story)
+
+
+def without(tiny: list[str]) -> list[str]:
+    """The tiny run's overrides that are not given anew here."""
+    given = {one.split("=")[0] for one in SMALL}
+    return [one for one in tiny if one.split("=")[0] not in {*given, "save.held_out"}]
+
+
+@pytest.fixture(scope="module")
+def first(cluster: Cluster, store: Path, command_line: list[str], limited: object) -> dict[str, dict[str, Any]]:
     """The study with a fault in each run, submitted once and come to its end; its points by name."""
     started = time.monotonic()
     said = cluster.sweep(*command_line)
@@ -303,3 +341,60 @@ def test_dry_prints_the_plan_and_submits_nothing(cluster: Cluster, command_line:
     assert "#SBATCH --requeue" in said
     assert "GPU-hours" in said
     assert cluster.ask("squeue", "-h", "-r", "-o", "%F") == before
+
+
+@pytest.mark.parametrize("name", ["preempted", "limit"])
+def test_no_warning_is_too_early_or_too_late(limited: Future[dict[str, Any]], truth: str, name: str) -> None:
+    point = limited.result()[name]
+    assert point["state"] == "COMPLETED", log(point)
+    assert fingerprint(final_state(Path(point["folder"]))) == truth
+    saved = [record["step"] for record in map(json.loads, (Path(point["folder"]) / "metrics.jsonl").read_text().splitlines())
+             if record["event"] == "save" and record["step"] % 10]
+    assert saved, "no checkpoint between the regular ones: it was not saved when the warning came"
+    if name == "preempted":
+        assert point["early"] <= 10
+        assert point["late"] > point["early"]
+
+
+def kill_node(cluster: Cluster, node: str) -> None:
+    """A node's power cut: its daemon, its job steps and their processes, all at once."""
+    pids = {int((cluster.folder / "run" / f"slurmd-{node}.pid").read_text())}
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            content = environ.read_bytes().split(b"\0")
+            if f"SLURMD_NODENAME={node}".encode() in content and f"SLURM_CONF={cluster.folder}/slurm.conf".encode() in content:
+                pids.add(int(environ.parent.name))
+                status = (environ.parent / "status").read_text()
+                parent = int(status.split("PPid:")[1].split()[0])
+                if "slurmstepd" in Path(f"/proc/{parent}/comm").read_text():
+                    pids.add(parent)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_on_two_nodes_survives_the_death_of_one(cluster: Cluster, tiny: list[str], truth: str,
+                                                      tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = tmp_path_factory.mktemp("nodes")
+    cluster.sweep(*without(tiny), *SMALL, f"store={store}", "hydra.launcher.nodes=2", "hydra.launcher.exclude=n1",
+                  *faults(store / "faults", {}, ffcv=True, each=0.3), "save.held_out=15,16")
+    points = read(store)
+    victim, other = points["15"], points["16"]
+    until(lambda: step(victim) >= 14, why="step 14")
+    kill_node(cluster, "n3")
+    until(lambda: cluster.state(victim["job"]) == "PENDING", why="the job that comes back")
+    until(lambda: "down" in cluster.ask("sinfo", "-h", "-n", "n3", "-o", "%t", "-p", "main"), why="n3 to be known as dead")
+    subprocess.Popen(["setsid", "slurmd", "-N", "n3", "-f", f"{cluster.folder}/slurm.conf"], env=cluster.env,
+                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(20)
+    for point in (victim, other):
+        until(lambda point=point: over(cluster, point), why=f"the end of {point['job']}")  # type: ignore[misc]
+        assert cluster.state(point["job"]) == "COMPLETED", log(point)
+    assert "resumed at step" in log(victim)
+    assert len({fingerprint(final_state(Path(point["folder"]))) for point in (victim, other)}) == 1
+
+
+def test_arrays_longer_than_slurm_allows_are_split(cluster: Cluster, command_line: list[str], truth: str) -> None:
+    said = cluster.sweep(*command_line, f"seed={','.join(map(str, range(100, 105)))}", "dry=true")
+    assert "array 2 element 9 " in said, "60 runs in arrays of at most 50"
+    assert "array 1, element by element" in said
+    assert "array 2, element by element" in said

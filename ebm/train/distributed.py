@@ -100,6 +100,11 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether an exception says that another process is gone or silent: the fault is there, not here."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 class Lagged:
     """Numbers of the step before, read without waiting for the device to finish the step in progress."""
 
