@@ -38,38 +38,40 @@ def recorded(folder: Path) -> Iterator[None]:
     except Exception as error:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):  # a full disk: the log has it
-            if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
-                record(folder, f"{type(error).__name__}: {error}", text)
+        if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
+            record(folder, f"{type(error).__name__}: {error}", text)
         sys.stdout.flush()
         os._exit(1)
 
 
 def record(folder: Path, error: str, text: str = "") -> None:
-    """Writes failure.json unless another process of this start has."""
+    """Writes failure.json unless another process of this start has, or there is neither run nor job yet."""
     verdict("failed")
     path = folder / "failure.json"
     with contextlib.suppress(OSError, ValueError):
         if json.loads(path.read_text())["start"] == start():
             return
-    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder.is_dir() or "EBM_JOB" in os.environ):
+        return
     content = {"start": start(), "rank": int(os.environ.get("RANK", "0")), "node": node(), "error": error,
                "traceback": text, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_atomically(path, json.dumps(content, indent=2).encode())
+    with contextlib.suppress(OSError):  # a full disk, say: the log has it too
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content, indent=2).encode())
 
 
-def watchdog(folder: Path, seconds: float) -> Callable[[], None]:
-    """A function to be called again within ``seconds``, or all threads' stacks are written and the process ends.
+@contextlib.contextmanager
+def watchdog(folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
+    """Context that gives a function to be called again within ``seconds``, or all threads' stacks are written to the
+    folder and the process ends.
 
     Python's faulthandler watches from a thread of C, so that even a call that never gives Python back is ended.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / f"stacks-rank{os.environ.get('RANK', '0')}.txt", "w", encoding="utf-8")  # noqa: SIM115 (held open)
-
-    def beat() -> None:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-
-    return beat
+    with open(folder / f"stacks-rank{os.environ.get('RANK', '0')}.txt", "a", encoding="utf-8") as file:
+        try:
+            yield lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def reason(folder: Path) -> str:

@@ -51,6 +51,7 @@ def here(study: Study) -> None:
                 gpus = {} if place is None else {"gpus_per_node": 1, "visible_gpus": [place]}
                 executor.update_parameters(timeout_min=int(study.params["timeout_min"]), tasks_per_node=1, **gpus)
                 bar.set_postfix_str(ready.label)
+                ready.folder.mkdir(parents=True, exist_ok=True)  # where it leaves word if it fails
                 job = executor.submit(become, study.task(ready))
                 running[place] = (ready, job)
                 study.jobs[ready.folder] = f"local {job.job_id}"

@@ -6,11 +6,10 @@ A run whose folder holds a checkpoint goes on from it. Ctrl-C, SIGTERM and SIGUS
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +30,7 @@ from ebm.train.metrics import Metrics
 from ebm.train.precision import Precision
 from ebm.train.trainer import Event, NonFiniteError, Trainer
 from launch.build import best_precision, build, naming, plain
+from launch.clock import Start
 from launch.entry import checking, refuse, run
 from launch.faults import recorded, watchdog
 from launch.job import STOP_SIGNALS, verdict
@@ -41,35 +41,40 @@ from launch.run import RunFolder
 def main(cfg: DictConfig) -> None:
     """Trains one run to its end, or to the next step after a signal asks it to stop."""
     asked = listen()
+    start = Start()
+    start.ended("imports")
     with contextlib.ExitStack() as stack:
         stack.enter_context(recorded(Path(cfg.run)))
         with checking():
             timeout = plain(cfg, "timeout_seconds", float, least=1)
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
+        start.ended("process group")
         with checking(world):
             cfg = resolved(cfg, world)
             folder = RunFolder(Path(cfg.run))
             limits = {name: plain(cfg, f"preflight.{name}", float, least=0) for name in cfg.preflight}
-        with checking():  # it has asked every process itself
-            preflight(world, folder=folder.path, data=Path(cfg.data.train), **limits)
-        with checking(world):
             train, test = datasets(cfg)
             cfg.data.sha256, cfg.data.shape = train.manifest.sha256, list(train.shape)  # what the run is a function of
             trainer = make_trainer(cfg, world, folder, train, test)
             trainer.stop_asked = lambda: bool(asked)
             hang = plain(cfg, "hang_seconds", float, least=1)
             batches(cfg, trainer, train)  # checks its values
+        start.ended("data and model")
+        with checking():  # it has asked every process itself
+            preflight(world, folder=folder.path, data=Path(cfg.data.train), **limits)
+        start.ended("preflight")
         with checking(world):
             path = begin(cfg, folder, stack) if world.is_main else None
         path = world.share(path)
         with checking(world):
             resume(trainer, folder, path)
-        trainer.alive = watchdog(folder.path, hang)
+        start.ended("checkpoint")
+        beat = stack.enter_context(watchdog(folder.path, hang))
+        trainer.alive = first_steps(beat, start, trainer, Metrics(folder.metrics_file))
         try:
             done = trainer.fit(batches(cfg, trainer, train))
         except NonFiniteError as error:
             refuse(str(error), code=1, world=world)
-        faulthandler.cancel_dump_traceback_later()
         if not done and world.is_main:
             verdict("again")
         world.everyone(None)  # nobody leaves before rank 0 has saved: the first to leave ends all
@@ -78,6 +83,21 @@ def main(cfg: DictConfig) -> None:
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
     if not done:  # as a shell reports a signal, so that what was to follow the training does not
         raise SystemExit(128 + (asked or [signal.SIGTERM])[-1])
+
+
+def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metrics: Metrics) -> Callable[[], None]:
+    """``beat``, which also notes how long the start has taken as soon as the first step is over."""
+    begun = trainer.step
+
+    def alive() -> None:
+        beat()
+        if "first step" in start.parts:
+            return
+        start.ended("first batch" if trainer.step == begun else "first step")
+        if "first step" in start.parts and trainer.world.is_main:
+            metrics.write("start", step=begun, seconds=round(start.last, 2), **start.parts)
+
+    return alive
 
 
 def listen() -> list[int]:

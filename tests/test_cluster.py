@@ -128,7 +128,7 @@ PLAN: dict[int, dict[str, Any]] = {
     3: {"do": "kill", "rank": 1, "step": 25}, 4: {"do": "raise", "rank": 1, "step": 25},
     5: {"do": "kill while saving", "rank": 0, "step": 19}, 6: {"do": "nan", "rank": 1, "step": 25},
     7: {"do": "full", "rank": 0, "step": 25}, 10: {"do": "hang", "rank": 1, "step": 25},
-    11: {"do": "kill", "rank": 1, "step": 13, "times": 4}, 12: {"do": "bad node", "node": "n2", "rank": -1, "step": -1},
+    11: {"do": "kill", "rank": 1, "step": 13, "times": 4}, 12: {"do": "bad node"},
 }
 
 
@@ -276,15 +276,16 @@ def test_parameters_of_a_bad_step_are_never_saved(first: dict[str, dict[str, Any
 
 def test_a_hang_leaves_the_stacks_of_all_threads(first: dict[str, dict[str, Any]]) -> None:
     assert "requeued after exit code" in log(first["hang"])
+    stacks = list(Path(first["hang"]["folder"]).glob("stacks-*.txt"))
+    assert any("act" in path.read_text() and "Thread" in path.read_text() for path in stacks), "the sleeping line is not shown"
 
 
-def test_a_bad_node_is_named_and_avoided(cluster: Cluster, first: dict[str, dict[str, Any]]) -> None:
-    said = log(first["bad node"])
-    if "node n2" in said:  # where it was first sent there
-        assert "has 0.00 GB of free space" in said
-        assert cluster.ask("sacct", "-n", "-X", "-P", "-j", first["bad node"]["job"], "-o", "NodeList").split()[-1] == "n3"
-    else:
-        pytest.fail(f"the run never came to n2: {said}")
+def test_a_bad_node_is_named_and_avoided(cluster: Cluster, first: dict[str, dict[str, Any]], store: Path) -> None:
+    said, bad = log(first["bad node"]), (store / "faults" / "bad-node").read_text()
+    assert f"node {bad}: " in said
+    assert "has 0.00 GB of free space" in said
+    node = cluster.ask("sacct", "-n", "-X", "-P", "-j", first["bad node"]["job"], "-o", "NodeList").split()[-1]
+    assert node == ({"n2", "n3"} - {bad}).pop()
 
 
 def test_scancel_saves_first_and_ends_as_cancelled_within_killwait(first: dict[str, dict[str, Any]]) -> None:
@@ -326,10 +327,10 @@ def test_a_bad_override_is_refused_with_nothing_queued(
     for bad, words in ((["schedule=single", "schedule.level=-1"], "level"), (["model.network.wdith=3"], "wdith"),
                        (["hydra.launcher.partition=none"], "sbatch refused")):
         said = cluster.sweep(*command_line, "seed=7,8", *bad, check=False)
-        assert said.count("error:") == 1, said
+        assert sum(line.startswith("error:") for line in said.splitlines()) == 1, said
         assert words in said
         assert "Traceback" not in said
-    assert cluster.ask("squeue", "-h", "-r", "-o", "%F") == before
+    assert set(cluster.ask("squeue", "-h", "-r", "-o", "%F").split()) <= set(before.split())
     assert len(list((store / "studies").iterdir())) == studies
 
 
@@ -340,7 +341,7 @@ def test_dry_prints_the_plan_and_submits_nothing(cluster: Cluster, command_line:
     assert "element by element" in said
     assert "#SBATCH --requeue" in said
     assert "GPU-hours" in said
-    assert cluster.ask("squeue", "-h", "-r", "-o", "%F") == before
+    assert set(cluster.ask("squeue", "-h", "-r", "-o", "%F").split()) <= set(before.split())
 
 
 @pytest.mark.parametrize("name", ["preempted", "limit"])

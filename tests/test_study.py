@@ -1,0 +1,175 @@
+"""What a study is made of: each training once, what waits for what, the same code for all; and one run without SLURM."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from launch import epilogue, study
+from launch.arrays import Array, plan
+from launch.entry import CONFIGS
+from launch.study import Point, freeze, key, points, split, varying
+from tests.conftest import ROOT
+
+
+def compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra_compose(name, overrides=list(overrides))
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def make(jobs: list[list[str]], store: Path, code: str = "v1") -> list[Point]:
+    return points(jobs, compose=compose, store=store, code=code, sampling={"n": 4, "batch": None})
+
+
+def without_sampler(tiny: list[str]) -> list[str]:
+    return [one for one in tiny if not one.startswith("sampler")]
+
+
+def point(name: str, of: Point | None = None) -> Point:
+    return Point("sample" if of else "train", name, Path(name), (name,), of=of)
+
+
+@pytest.mark.parametrize(("override", "name"), [
+    ("a.b=1", "a.b"), ("+a=1,2", "a"), ("~a", "a"), ("sampler/grid@x=karras", "sampler/grid"), ("a='b=c'", "a")])
+def test_an_overrides_key(override: str, name: str) -> None:
+    assert key(override) == name
+
+
+def test_samplers_and_studies_own_keys_never_reach_training() -> None:
+    sampling = ["sampler=heun", "sampler.steps=18", "sampler/grid=karras", "sample.n=5"]
+    overrides = ["seed=0", *sampling, "store=x", "dry=true", "seed=1"]
+    assert split(overrides) == (("seed=1",), ("sampler=heun", "sampler.steps=18", "sampler/grid=karras", "n=5"))
+
+
+def test_what_only_changes_sampling_trains_once(tiny: list[str], tmp_path: Path) -> None:
+    made = make([[*tiny, f"seed={seed}", f"sampler={name}"] for seed in (0, 1) for name in ("heun", "langevin")], tmp_path)
+    kinds = [p.kind for p in made]
+    assert kinds.count("train") == 2
+    assert kinds.count("sample") == 4
+    assert len({p.folder for p in made}) == 6
+    assert {p.of.label for p in made if p.of} == {"seed=0", "seed=1"}
+
+
+@pytest.mark.parametrize(("change", "same"), [
+    ("log_every=8", True), ("save.every=8", True), ("budget.images=8", False), ("schedule.sigma_max=3", False),
+    ("data.train={copy}", True), ("data.train={other}", False)])
+def test_a_run_is_known_by_config_data_and_code(change: str, same: bool, tiny: list[str], tmp_path: Path) -> None:
+    data = next(Path(one.split("=")[1]) for one in tiny if one.startswith("data.train="))
+    for path in data.parent.glob("train.beton*"):
+        shutil.copy(path, tmp_path / path.name.replace("train", "copy"))
+    change = change.format(copy=tmp_path / "copy.beton", other=data.with_name("test.beton"))
+    before, after = make([tiny], tmp_path)[0], make([[*tiny, change]], tmp_path)[0]
+    assert (before.folder == after.folder) == same
+    assert make([tiny], tmp_path, code="v2")[0].folder != before.folder
+
+
+def test_labels_tell_apart_and_no_more() -> None:
+    assert varying([("a=1", "b=1"), ("a=1", "b=2"), ("a=1", "b=2", "c=1")]) == {"b", "c"}
+
+
+def test_arrays_go_side_by_side_in_pieces() -> None:
+    runs = [point(f"r{i}") for i in range(5)]
+    samples = [Point("sample", "heun", run.folder / "heun", ("heun",), of=run) for run in runs]
+    arrays = plan([*runs, *samples], {p.folder: "" for p in [*runs, *samples]}, limit=2)
+    assert [len(array.points) for array in arrays] == [2, 2, 1, 2, 2, 1]
+    for array in arrays[:3]:
+        array.ids = [f"{len(array.points)}7_{i}" for i in range(len(array.points))] if len(array.points) > 1 else ["9"]
+    assert [array.dependency for array in arrays[3:]] == ["aftercorr:27", "aftercorr:27", "afterok:9"]
+
+
+def test_samples_of_what_is_done_wait_for_nothing_and_of_what_another_study_trains_for_it() -> None:
+    done, elsewhere, new = point("done"), point("elsewhere"), point("new")
+    samples = [Point("sample", "heun", run.folder / "heun", ("heun",), of=run) for run in (done, elsewhere, new)]
+    jobs = {done.folder: "done", elsewhere.folder: "5_3", new.folder: "", **{s.folder: "" for s in samples}}
+    arrays = plan([done, elsewhere, new, *samples], jobs, limit=10)
+    arrays[0].ids = ["8"]
+    waits = {array.points[0].run.name: array.dependency for array in arrays if array.kind == "sample"}
+    assert waits == {"done": "", "elsewhere": "afterok:5_3", "new": "afterok:8"}
+
+
+def test_one_sample_of_an_array_waits_for_its_own_run() -> None:
+    runs = [point("a"), point("b")]
+    sample = Point("sample", "heun", Path("b/heun"), ("heun",), of=runs[1])
+    arrays = plan([*runs, sample], {p.folder: "" for p in [*runs, sample]}, limit=10)
+    arrays[0].ids = ["4_0", "4_1"]
+    assert arrays[1].dependency == "afterok:4_1"
+    assert isinstance(arrays[1], Array)
+
+
+def test_frozen_code_is_what_stood_there(tmp_path: Path) -> None:
+    version = freeze(tmp_path)
+    assert freeze(tmp_path) == version
+    for name in ("launch/train.py", "ebm/energy.py", "configs/train.yaml"):
+        assert (tmp_path / "code" / version / name).read_bytes() == (ROOT / name).read_bytes()
+    assert not list((tmp_path / "code").glob(".*"))
+
+
+def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "checkout"
+    for name in study.tracked():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    monkeypatch.setattr(study, "ROOT", copy)
+    before = freeze(tmp_path)
+    (copy / "ebm" / "energy.py").write_text("changed")
+    after = freeze(tmp_path)
+    assert before != after
+    assert (tmp_path / "code" / before / "ebm" / "energy.py").read_bytes() == (ROOT / "ebm" / "energy.py").read_bytes()
+
+
+def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> None:
+    record = tmp_path / "progress"
+    assert [epilogue.stuck(record, step) for step in ("none", "10", "10", "10", "20", "20", "20", "20")] == [False] * 7 + [True]
+
+
+def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], tmp_path: Path) -> None:
+    tools = tmp_path / "bin"  # a PATH without sbatch
+    tools.mkdir()
+    for name in ("git", "env", "true"):
+        os.symlink(str(shutil.which(name)), tools / name)
+    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "launch/sweep.py", "-m", *without_sampler(tiny), "budget.images=64", "preflight.disk_gb=0.01",
+               f"store={tmp_path}/store", "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
+
+    first = run()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "no sbatch here: 3 jobs run on this machine" in first.stdout
+    assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2
+    again = run()
+    assert "0 jobs run on this machine" in again.stdout
+    failing = run("rate.peak=1e30", "seed=3")
+    assert failing.returncode == 1
+    assert "failed: " in failing.stdout + failing.stderr
+    newest = max((tmp_path / "store" / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    shown = subprocess.run([sys.executable, "launch/status.py", str(newest.parent)], cwd=ROOT, env=env, capture_output=True,
+                           text=True, check=True).stdout
+    assert "FAILED" in shown
+    assert "not finite" in " ".join(shown.split())
+    assert len(json.loads(newest.read_text())["points"]) == 3
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["nowhere"], "nowhere holds no study.json"), (["--resubmit", "all"], "failed")])
+def test_status_refuses_in_one_line(arguments: list[str], words: str) -> None:
+    command = [sys.executable, "launch/status.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
