@@ -22,7 +22,7 @@ from tests.conftest import ROOT, final_state, fingerprint
 
 pytestmark = pytest.mark.timeout(1200)
 STEPS = 50
-SMALL = [f"budget.images={8 * STEPS}", "save.every=80", "preflight.disk_gb=0.01", "hang_seconds=20", "cluster=cpu",
+SMALL = [f"budget.images={8 * STEPS}", "save.every=80", "preflight.disk_gb=0.01", "hang_seconds=30", "cluster=cpu",
          "hydra.launcher.nodes=1", "hydra.launcher.array_parallelism=3", "sampler=heun", "sampler.steps=2", "sample.n=2"]
 
 
