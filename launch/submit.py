@@ -77,6 +77,11 @@ class Study:
     cfg: DictConfig
     params: dict[str, Any]
     compose: Any
+    folder: Path = field(init=False)  # of its own, once it is submitted
+    code: Path = field(init=False)  # the frozen
+    points: list[Point] = field(init=False)
+    jobs: dict[Path, str] = field(init=False)  # by a point's folder: SLURM's number, "done", or nothing yet
+    slurm: bool = field(init=False)
 
     def launch(self, jobs: list[list[str]]) -> None:
         """Checks every point, then submits what is missing; nothing is queued where anything is wrong."""
@@ -98,7 +103,8 @@ class Study:
                 print(self.table(arrays))
                 return
             self.folder = fresh(store / "studies")
-            self.submit(arrays) if self.slurm else None
+            if self.slurm:
+                self.submit(arrays)
             self.save(jobs)
         if not self.slurm:
             here(self)
