@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -65,9 +66,28 @@ class StudyLauncher(SlurmLauncher):  # type: ignore[misc]
         return cfg
 
 
-# Hydra accepts launchers by this kind of name alone.
-Plugins.instance().class_name_to_class[StudyConf._target_] = StudyLauncher
+# As Hydra's search for plugins has left it: the search imports the module a second time.
+BasicSweeper: Any = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]
+
+
+class StudySweeper(BasicSweeper):  # type: ignore[misc]
+    """Hydra's own, except that it does not compose every point to check it: the points are checked as what they become."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Nothing: see `points`."""
+
+
+@dataclass
+class StudySweeperConf(BasicSweeperConf):
+    """Hydra's options: max_batch_size and params."""
+
+    _target_: str = "hydra_plugins.ebm.StudySweeper"
+
+
+# Hydra accepts launchers and sweepers by this kind of name alone.
+Plugins.instance().class_name_to_class.update({StudyConf._target_: StudyLauncher, StudySweeperConf._target_: StudySweeper})
 ConfigStore.instance().store(group="hydra/launcher", name="study", node=StudyConf(), provider="ebm")
+ConfigStore.instance().store(group="hydra/sweeper", name="study", node=StudySweeperConf(), provider="ebm")
 
 
 @dataclass(kw_only=True)
