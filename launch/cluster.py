@@ -15,8 +15,7 @@ class Job:
     state: str
     reason: str = ""
     node: str = ""
-    restarts: str = ""
-    left: str = ""
+    restarts: int = 0
     code: str = ""
 
     @property
@@ -56,17 +55,19 @@ def jobs(numbers: Iterable[str]) -> dict[str, Job]:
     if not wanted:
         return found
     try:
-        past = ask("sacct", "-n", "-P", "-X", "-j", ",".join(wanted), "-o", "JobID,State,ExitCode,NodeList,Reason")
+        past = ask("sacct", "-n", "-P", "-X", "-D", "-j", ",".join(wanted), "-o", "JobID,State,ExitCode,NodeList,Reason")
     except OSError:  # no accounting here
         past = ""
     for line in past.splitlines():
         number, state, code, node, reason = line.split("|")
+        restarts = found[number].restarts + 1 if number in found else 0  # -D: one line for each start, the last one last
         found[number] = Job(state=state.split()[0], code=code, node=node if node != "None assigned" else "",
-                            reason=reason if reason != "None" else "")
-    now = ask("squeue", "-h", "-r", "--me", "-o", "%F_%K|%T|%r|%N|%L|%A")
+                            reason=reason if reason != "None" else "", restarts=restarts)
+    now = ask("squeue", "-h", "-r", "--me", "-o", "%F_%K|%T|%r|%N")
     for line in now.splitlines():
-        name, state, reason, node, left, _ = line.split("|")
+        name, state, reason, node = line.split("|")
         name = name.removesuffix("_N/A")
         if name.split("_")[0] in wanted:
-            found[name] = Job(state=state, reason=reason if reason != "None" else "", node=node, left=left)
+            found[name] = Job(state=state, reason=reason if reason != "None" else "", node=node,
+                              restarts=found[name].restarts if name in found else 0)
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import torch.distributed as dist
 from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +38,11 @@ def run(main: Callable[[DictConfig], None], *, config: str) -> None:
         refuse(explain(error, config))
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C; nothing half-written is left", code=128 + signal.SIGINT)
+    except Refused as refusal:
+        if not dist.is_initialized():
+            raise
+        sys.stdout.flush()
+        os._exit(refusal.code)  # Python's own end would abort where a process group still has threads
 
 
 def keep_memory() -> None:

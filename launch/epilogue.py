@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from launch.job import node, number
+from launch.job import newest, node, number
 
 RESTARTS = 3  # without progress
 
@@ -29,7 +28,7 @@ def main() -> None:
     if said.startswith("failed") or cancelled(me):
         sys.exit(code)
     run = Path(json.loads((job / "task.json").read_text())["run"]) if (job / "task.json").exists() else job
-    if stuck(job / "progress", newest(run)):
+    if stuck(job / "progress", progress(run)):
         reason = f"no progress over {RESTARTS} restarts; the last ended with exit code {code}"
         if said.startswith("avoid"):
             reason += f"; nodes that failed their preflight: {', '.join(said.split()[1:])}"
@@ -63,10 +62,9 @@ def cancelled(me: str) -> bool:
     return "JobState=CANCELLED" in shown
 
 
-def newest(run: Path) -> str:
-    """The step of the run's newest checkpoint, which is what progress means."""
-    steps = [match[1] for path in (run / "checkpoints").glob("step-*.pt") if (match := re.match(r"step-(\d+)-", path.name))]
-    return max(steps, default="none")
+def progress(folder: Path) -> str:
+    """How far the work has come: a run's newest checkpoint, or the batches that a sampling has put aside."""
+    return f"{newest(folder)}/{sum(1 for _ in folder.glob('.*/*.npy'))}"
 
 
 def stuck(record: Path, now: str) -> bool:

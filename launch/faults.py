@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ class Refused(SystemExit):
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code)
+        self.code: int = code
         self.message = message
 
 
@@ -39,6 +41,7 @@ def recorded(folder: Path) -> Iterator[None]:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
         if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
+            verdict("failed")
             record(folder, f"{type(error).__name__}: {error}", text)
         sys.stdout.flush()
         os._exit(1)
@@ -46,7 +49,6 @@ def recorded(folder: Path) -> Iterator[None]:
 
 def record(folder: Path, error: str, text: str = "") -> None:
     """Writes failure.json unless another process of this start has, or there is neither run nor job yet."""
-    verdict("failed")
     path = folder / "failure.json"
     with contextlib.suppress(OSError, ValueError):
         if json.loads(path.read_text())["start"] == start():
@@ -68,18 +70,15 @@ def watchdog(folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
     Python's faulthandler watches from a thread of C, so that even a call that never gives Python back is ended.
     """
     with open(folder / f"stacks-rank{os.environ.get('RANK', '0')}.txt", "a", encoding="utf-8") as file:
+        armed = -math.inf
+
+        def alive() -> None:
+            nonlocal armed
+            if time.monotonic() - armed > seconds / 20:  # it starts a thread each time: not at every short step
+                faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+                armed = time.monotonic()
+
         try:
-            yield lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+            yield alive
         finally:
             faulthandler.cancel_dump_traceback_later()
-
-
-def reason(folder: Path) -> str:
-    """Why the run or sampling of this folder failed, with rank and node, where it left word."""
-    try:
-        content = json.loads((folder / "failure.json").read_text())
-    except (OSError, ValueError):
-        hung = [path.name for path in folder.glob("stacks-rank*.txt") if path.stat().st_size]
-        return f"hung; see {', '.join(sorted(hung))}" if hung else ""
-    where = f"rank {content['rank']} on {content['node']}: " if "rank" in content else ""
-    return f"{where}{content['error']}"

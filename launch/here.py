@@ -10,9 +10,8 @@ import submitit
 import torch
 from tqdm import tqdm
 
-from launch.faults import reason
 from launch.job import become
-from launch.study import Point
+from launch.point import Point
 
 if TYPE_CHECKING:
     from launch.submit import Study
@@ -35,7 +34,7 @@ def here(study: Study) -> None:
                     bar.update()
                     if not point.done():
                         failed.add(point.folder)
-                        bar.write(f"failed: {point.label}: {reason(point.folder) or 'it left no word; see its log'}")
+                        bar.write(f"failed: {point.label}: {point.reason() or 'it left no word; see its log'}")
             for place in places:
                 if place in running:
                     continue
@@ -56,6 +55,6 @@ def here(study: Study) -> None:
                 running[place] = (ready, job)
                 study.jobs[ready.folder] = f"local {job.job_id}"
             time.sleep(0.2)
-    study.save([])
+    study.save()
     if failed:
         raise SystemExit(1)

@@ -47,7 +47,7 @@ def ranks() -> dict[str, str]:
                            check=True).stdout.split()
     size = int(env["SLURM_NTASKS"])
     return {"RANK": env["SLURM_PROCID"], "LOCAL_RANK": env["SLURM_LOCALID"], "WORLD_SIZE": str(size),
-            "LOCAL_WORLD_SIZE": str(max(1, size // len(nodes))), "MASTER_ADDR": address(nodes[0]),
+            "LOCAL_WORLD_SIZE": str(max(1, size // len(nodes))), "EBM_NODES": " ".join(nodes), "MASTER_ADDR": address(nodes[0]),
             "MASTER_PORT": str(20_000 + int(env["SLURM_JOB_ID"]) % 12_000)}  # below the ports that Linux hands out itself
 
 
@@ -65,6 +65,12 @@ def address(node: str) -> str:
 def node() -> str:
     """This node's name as SLURM has it, else the machine's."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def newest(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 where there is none; its bytes are not looked at."""
+    names = (re.match(r"step-(\d{9})-", path.name) for path in (run / "checkpoints").glob("step-*.pt"))
+    return max((int(match[1]) for match in names if match), default=0)
 
 
 def number() -> str:

@@ -1,15 +1,17 @@
 """Before the first step, on every process: is this node fit for the run? One that isn't is named and avoided."""
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from ebm.data import Dataset
-from ebm.train.distributed import World
+from ebm.train.distributed import MissingPeersError, World
 from launch.job import node, verdict
 
 PROBE = 4 << 20  # bytes written to measure the speed of the run's disk
@@ -19,25 +21,50 @@ class NodeFaultError(OSError):
     """Nodes that can't do the run's work."""
 
 
-def preflight(world: World, *, folder: Path, data: Path, memory_gb: float, disk_gb: float, write_mb_s: float) -> None:
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """Context in which the processes find each other; on a cluster the nodes of those that don't come are avoided."""
+    try:
+        yield
+    except MissingPeersError as error:
+        nodes, here = os.environ.get("EBM_NODES", "").split(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        missing = sorted({nodes[rank // here] for rank in error.ranks if rank // here < len(nodes)})
+        if missing and os.environ["RANK"] == "0":  # it knows who has come; another may itself be the one that can't be reached
+            # Where nobody else has come, and there are several others, the node that is cut off is this one.
+            verdict(f"avoid {' '.join([node()] if 1 < len(nodes) - 1 == len(missing) else missing)}")
+        where = f" (node {', '.join(missing)}; seen from node {node()})" if missing else ""
+        raise OSError(f"peers_seconds: {error}{where}") from error
+
+
+def preflight(world: World, *, folder: Path, memory_gb: float, disk_gb: float, write_mb_s: float) -> None:
     """Raises NodeFaultError on every process, naming node and fault, where any process finds one.
 
     ``memory_gb`` of the device and ``disk_gb`` of the run's folder must be free, and ``write_mb_s`` written per second.
     """
+    everywhere(world, lambda: check_device(world.device, memory_gb), lambda: check_disk(folder, disk_gb, write_mb_s))
+    if int(world.sum(torch.ones((), device=world.device))) != world.size:  # over the network of the gradients
+        raise NodeFaultError(f"node {node()}: a sum over all processes is wrong")
+
+
+def readable(world: World, data: Path) -> None:
+    """Raises NodeFaultError where a process of a study's job can't open the data: the study was refused where nobody
+    could, so it is this node that can't."""
+    if "EBM_JOB" in os.environ:
+        everywhere(world, lambda: Dataset.open(data))
+
+
+def everywhere(world: World, *checks: Callable[[], object]) -> None:
+    """Makes the checks on every process; where any of them raises on any, NodeFaultError on all, and those nodes avoided."""
     fault = ""
     try:
-        check_device(world.device, memory_gb)
-        check_disk(folder, disk_gb, write_mb_s)
-        if "EBM_JOB" in os.environ:  # the study was refused where nobody can read its data, so it is this node that can't
-            Dataset.open(data)
+        for check in checks:
+            check()
     except (OSError, RuntimeError, ValueError) as error:
         fault = " ".join(str(error).split()) or repr(error)
     found = [(where, what) for where, what in world.everyone((node(), fault)) if what]
     if found:
         verdict("avoid " + " ".join(sorted({where for where, _ in found})))
         raise NodeFaultError("; ".join(sorted({f"node {where}: {what}" for where, what in found})))
-    if int(world.sum(torch.ones((), device=world.device))) != world.size:  # over the network of the gradients
-        raise NodeFaultError(f"node {node()}: a sum over all processes is wrong")
 
 
 def check_device(device: torch.device, memory_gb: float) -> None:

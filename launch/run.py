@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.train.checkpoint import Checkpoints, write_atomically
 
 # What a resumed run may change without becoming another run; any other key must be what it was.
-FREE = ("run", "device", "timeout_seconds", "hang_seconds", "preflight", "log_every", "save.every", "save.keep", "preview",
-        "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test", "data.resident_bytes", "data.workers",
-        "experiment")
+FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every", "save.keep",
+        "preview", "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test", "data.resident_bytes",
+        "data.workers", "experiment")
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,13 @@ class RunFolder:
 def difference(old: DictConfig, new: DictConfig) -> list[str]:
     """The keys that must not differ between two starts of one run, and do, as "key: old -> new"."""
     before, after = flat(OmegaConf.to_container(old)), flat(OmegaConf.to_container(new))
-    names = [name for name in sorted({*before, *after}) if not any(name == f or name.startswith(f + ".") for f in FREE)]
+    names = [name for name in sorted({*before, *after}) if not is_free(name)]
     return [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names if before.get(name) != after.get(name)]
+
+
+def is_free(name: str) -> bool:
+    """Whether a resumed run may change this dotted key."""
+    return any(name == free or name.startswith(f"{free}.") for free in FREE)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """Draws samples from a trained run: `python launch/sample.py run=<folder> sampler=<name> n=<count> seed=<int>`.
 
-Image i depends on the seed and on i alone, so any number of processes (`torchrun`) draws the same images.
+Image i depends on the seed and on i alone, so any number of processes (`torchrun`) draws the same images. Batches are put
+aside as they are drawn: what was interrupted goes on from there.
 """
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this f
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ebm.data import to_float, to_uint8
@@ -28,12 +32,12 @@ from ebm.samplers.step import Step
 from ebm.sampling import Sampler, batches_of, last, trajectory
 from ebm.train.checkpoint import load, write_atomically
 from ebm.train.distributed import World, join
-from ebm.train.events import interleave
 from ebm.train.precision import Precision
 from launch.build import best_precision, build, naming, plain
 from launch.entry import checking, run
 from launch.faults import recorded
 from launch.job import STOP_SIGNALS
+from launch.preflight import meeting
 from launch.run import RunFolder
 from launch.train import make_model
 
@@ -43,18 +47,21 @@ def main(cfg: DictConfig) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     with contextlib.ExitStack() as stack:
         stack.enter_context(recorded(Path(cfg.out)))
-        with checking():
-            timeout = plain(cfg, "timeout_seconds", float, least=1)
-            world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
+        with checking(), meeting():
+            seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
+            world = stack.enter_context(join(device=cfg.device, **seconds))
         with checking(world):
             artist, step = prepare(cfg, world)
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
             if world.is_main:
                 Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
-        images = [artist.draw(part) for part in progress(parts, world)]
-        whole = interleave(world.gather(images))
+        aside = world.share(Path(cfg.out) / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
+        for part in progress(parts, world):
+            put_aside(aside, part, artist)
+        world.everyone(None)  # the last batch has been written
         if world.is_main:
-            write(torch.cat(whole), Path(cfg.out), name(cfg, step))
+            write(collect(aside, plain(cfg, "n", int), batch=cfg.batch), Path(cfg.out), name(cfg, step))
+            shutil.rmtree(aside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +111,34 @@ def name(cfg: DictConfig, step: int) -> str:
                 if override.startswith(("sampler.", "sampler/"))]
     parts = [hydra.runtime.choices["sampler"], *sorted(settings), f"n{cfg.n}", f"seed{cfg.seed}", f"step{step}"]
     return "-".join([*parts, *([f"ema{cfg.ema}"] if cfg.ema else [])])
+
+
+def fingerprint(cfg: DictConfig, step: int, artist: Artist) -> str:
+    """A name for all that the batches put aside are a function of."""
+    what = [OmegaConf.to_container(cfg.sampler, resolve=True), artist.seed, cfg.batch, cfg.ema, step, artist.precision.name,
+            artist.device.type]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
+
+def put_aside(folder: Path, part: range, artist: Artist) -> None:
+    """Draws a batch and writes it, unless that was done before."""
+    path = folder / batch_name(part)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, artist.draw(part).numpy())
+        write_atomically(path, buffer.getbuffer())
+
+
+def collect(folder: Path, count: int, *, batch: int) -> torch.Tensor:
+    """The batches put aside in order, uint8 (count, C, H, W)."""
+    parts = batches_of(count, batch=batch, rank=0, world=1)
+    return torch.cat([torch.from_numpy(np.load(folder / batch_name(part))) for part in parts])
+
+
+def batch_name(part: range) -> str:
+    """The file of one batch: the numbers of its images."""
+    return f"{part.start:09d}-{part.stop:09d}.npy"
 
 
 def progress(parts: list[range], world: World) -> Iterator[range]:

@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
 
+from omegaconf import OmegaConf
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from launch import cluster
 from launch.cluster import Job
-from launch.faults import reason
+from launch.point import Point
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
 TAIL = 8192  # bytes of a log's or a record's end that are read
@@ -41,7 +42,7 @@ def main() -> None:
     """Shows the table, or does what is asked; exits with 2 and one line on bad input."""
     options = arguments()
     try:
-        folder = options.folder or newest(Path("runs/studies/studies"))
+        folder = options.folder or newest()
         study = read(folder)
         if options.cancel:
             cancel(study)
@@ -53,7 +54,10 @@ def main() -> None:
             with Live(table(folder, study), refresh_per_second=1, screen=Console().is_terminal) as live:
                 while True:
                     time.sleep(options.watch)
-                    live.update(table(folder, study))
+                    try:
+                        live.update(table(folder, study))
+                    except OSError as error:  # a controller that is busy or restarts: the next time, perhaps
+                        live.update(Text(str(error), style="yellow"))
         else:
             Console(width=None if sys.stdout.isatty() else 200).print(table(folder, study))
     except (OSError, ValueError) as error:
@@ -63,8 +67,9 @@ def main() -> None:
         pass
 
 
-def newest(studies: Path) -> Path:
-    """The study submitted last; raises FileNotFoundError where there is none."""
+def newest() -> Path:
+    """The study submitted last to the default store; raises FileNotFoundError where there is none."""
+    studies = Path(OmegaConf.load(Path(__file__).parents[1] / "configs" / "sweep.yaml").store) / "studies"
     found = sorted(studies.glob("*/study.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise FileNotFoundError(f"folder: no study in {studies}; give the folder that sweep.py has named")
@@ -91,7 +96,7 @@ def table(folder: Path, study: dict[str, Any]) -> Group:
     jobs = cluster.jobs(numbers(study)) if numbers(study) else {}
     notes: list[Text] = []
     for index, point in enumerate(study["points"]):
-        job = jobs.get(point["job"]) or Job(state=state_here(point))
+        job = jobs.get(point["job"]) or Job(state=state_here(as_point(point)))
         run = Path(point["folder"])
         last = last_record(run / "metrics.jsonl") if point["kind"] == "train" else {}
         step, speed = last.get("step", 0), last.get("images_per_s")
@@ -101,25 +106,20 @@ def table(folder: Path, study: dict[str, Any]) -> Group:
         made.add_row(str(index), name, point["job"], Text(state, style=COLOURS.get(state, "")),
                      f"{step:,} of {point['steps']:,}" if point["kind"] == "train" else "",
                      f"{last['loss']:.4f}" if last.get("loss") is not None else "", f"{speed:,.0f}" if speed else "",
-                     str(restarts(folder, point)), job.node, clock(left) if left and not job.over else "")
+                     str(job.restarts or ""), job.node, clock(left) if left and not job.over else "")
         if why := explain(folder, point, job):
             notes.append(Text(f"{index} {name.strip()}: {why}", style="red" if job.over else "yellow"))
     return Group(made, *notes)
 
 
-def state_here(point: dict[str, Any]) -> str:
+def as_point(record: dict[str, Any]) -> Point:
+    """A point as the study had it when it was submitted."""
+    return Point(record["kind"], record["label"], Path(record["folder"]), tuple(record["overrides"]), record["steps"])
+
+
+def state_here(point: Point) -> str:
     """The state of a job that SLURM doesn't know, from what lies in its folder."""
-    folder = Path(point["folder"])
-    if point["kind"] == "sample":
-        return "COMPLETED" if any(folder.glob("*.npz")) else "FAILED" if reason(folder) else "unknown"
-    steps = max((int(path.name.split("-")[1]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0)
-    return "COMPLETED" if steps >= point["steps"] else "FAILED" if reason(folder) else "unknown"
-
-
-def restarts(folder: Path, point: dict[str, Any]) -> int:
-    """How many times its job has come back, as its logs tell."""
-    return sum(path.read_text(errors="replace").count("requeued after exit code")
-               for path in (folder / "logs").glob(f"{point['job']}_0_log.out")) if point["job"][0].isdigit() else 0
+    return "COMPLETED" if point.done() else "FAILED" if point.reason() else "unknown"
 
 
 def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
@@ -128,7 +128,7 @@ def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
         return f"waits: {job.reason}" if job.reason not in ("", "None") else ""
     if job.state not in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"):
         return ""
-    why = reason(Path(point["folder"])) or f"exit code {job.code}"
+    why = as_point(point).reason() or f"exit code {job.code}"
     lines = [line for path in logfiles(folder, point, why) for line in tail(path, 3)]
     return "\n    ".join([why, *lines])
 

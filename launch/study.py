@@ -1,17 +1,11 @@
-"""A study: what is to be trained, once each, what is to be sampled from it, and the code that all of it runs."""
+"""A study: what is to be trained, once each, and what is to be sampled from it."""
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +16,11 @@ from tqdm import tqdm
 from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
-from ebm.train.checkpoint import NAME
 from launch.build import build, naming
-from launch.entry import ROOT
-from launch.run import FREE, flat
+from launch.point import Point
+from launch.run import flat, is_free
 
 STUDY = ("dry", "cluster", "sweep", "store", "code")  # keys of configs/sweep.yaml that are no run's
-CODE = ("ebm", "launch", "configs", "setup.cfg", "setup.py")  # what decides a run's result, besides config and data
-
-
-@dataclass(frozen=True)
-class Point:
-    """One job: a run of training, or a sampler on one (``of``); ``folder`` is where its results lie."""
-
-    kind: str
-    label: str
-    folder: Path
-    overrides: tuple[str, ...]
-    steps: int = 0
-    of: Point | None = None
-
-    @property
-    def run(self) -> Path:
-        """The run's folder."""
-        return self.of.folder if self.of else self.folder
-
-    def done(self) -> bool:
-        """Whether its results are there."""
-        if self.kind == "sample":
-            return any(self.folder.glob("*.npz"))
-        found = (NAME.fullmatch(path.name) for path in (self.folder / "checkpoints").glob("step-*.pt"))
-        return any(int(match[1]) >= self.steps for match in found if match)
 
 
 def key(override: str) -> str:
@@ -102,7 +70,7 @@ def training(overrides: tuple[str, ...], cfg: DictConfig, label: str, *, store: 
     """One run of training, in a folder named by what it is a function of: config, data and code."""
     sha256 = check(cfg)
     what = {name: value for name, value in flat(OmegaConf.to_container(cfg)).items()
-            if name == "budget.images" or not any(name == free or name.startswith(free + ".") for free in FREE)}
+            if name == "budget.images" or not is_free(name)}
     name = digest(json.dumps([what, sha256, code], sort_keys=True, default=str))[:12]
     steps = build(cfg.budget, key="budget").steps
     chosen = {key(one): one.split("=", 1)[1] for one in overrides if key(one) in ("model", "schedule")}
@@ -177,37 +145,3 @@ def plain_name(text: str) -> str:
 def digest(text: str) -> str:
     """SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def freeze(store: Path) -> str:
-    """Copies the code that stands here (what git tracks, as it is now) to ``store``/code/<version>; its version."""
-    files = sorted(tracked())
-    missing = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-o", "--exclude-standard", *CODE], capture_output=True,
-                             text=True, check=False).stdout.split()
-    if missing:
-        print(f"note: git doesn't track {', '.join(missing)}; the jobs will not have them", file=sys.stderr)
-    content = {file: (ROOT / file).read_bytes() for file in files}
-    version = digest(json.dumps([[file, hashlib.sha256(bytes_).hexdigest()] for file, bytes_ in content.items()
-                                 if file.split("/")[0] in CODE]))[:12]
-    folder = store / "code" / version
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
-        for file, bytes_ in content.items():
-            (aside / file).parent.mkdir(parents=True, exist_ok=True)
-            (aside / file).write_bytes(bytes_)
-        try:
-            os.rename(aside, folder)  # another study may have been quicker
-        except OSError:
-            shutil.rmtree(aside)
-    return version
-
-
-def tracked() -> list[str]:
-    """The project's files that git tracks; all of its code where this is no checkout."""
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *CODE], capture_output=True, text=True, check=False)
-    names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-    if listed.returncode == 0 and names:
-        return names
-    return [str(path.relative_to(ROOT)) for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*")]
-            if path.is_file() and "__pycache__" not in path.parts]

@@ -34,7 +34,7 @@ from launch.clock import Start
 from launch.entry import checking, refuse, run
 from launch.faults import recorded, watchdog
 from launch.job import STOP_SIGNALS, verdict
-from launch.preflight import preflight
+from launch.preflight import meeting, preflight, readable
 from launch.run import RunFolder
 
 
@@ -45,14 +45,17 @@ def main(cfg: DictConfig) -> None:
     start.ended("imports")
     with contextlib.ExitStack() as stack:
         stack.enter_context(recorded(Path(cfg.run)))
-        with checking():
-            timeout = plain(cfg, "timeout_seconds", float, least=1)
-            world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
+        with checking(), meeting():
+            seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
+            world = stack.enter_context(join(device=cfg.device, **seconds))
         start.ended("process group")
         with checking(world):
             cfg = resolved(cfg, world)
             folder = RunFolder(Path(cfg.run))
             limits = {name: plain(cfg, f"preflight.{name}", float, least=0) for name in cfg.preflight}
+        with checking():  # it asks every process itself
+            readable(world, Path(cfg.data.train))
+        with checking(world):
             train, test = datasets(cfg)
             cfg.data.sha256, cfg.data.shape = train.manifest.sha256, list(train.shape)  # what the run is a function of
             trainer = make_trainer(cfg, world, folder, train, test)
@@ -60,8 +63,8 @@ def main(cfg: DictConfig) -> None:
             hang = plain(cfg, "hang_seconds", float, least=1)
             batches(cfg, trainer, train)  # checks its values
         start.ended("data and model")
-        with checking():  # it has asked every process itself
-            preflight(world, folder=folder.path, data=Path(cfg.data.train), **limits)
+        with checking():
+            preflight(world, folder=folder.path, **limits)
         start.ended("preflight")
         with checking(world):
             path = begin(cfg, folder, stack) if world.is_main else None

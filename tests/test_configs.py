@@ -104,9 +104,11 @@ def test_every_head_fits_the_unet(head: str) -> None:
 
 
 def test_the_full_unet_has_the_papers_size() -> None:
-    model = build(config("model=unet_full").model, key="model")
-    assert isinstance(model, Energy)
-    assert 36e6 < sum(p.numel() for p in model.parameters()) < 60e6
+    energy, score = (build(config(f"model={name}").model, key="model") for name in ("unet_full", "unet_full_score"))
+    assert isinstance(energy, Energy)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (energy, score)]
+    assert 36e6 < sizes[0] < 56e6
+    assert abs(sizes[0] - sizes[1]) < 1e-3 * sizes[0], "the control has another size"
 
 
 def test_a_change_of_what_a_run_is_gets_named_and_of_how_it_runs_does_not() -> None:

@@ -159,3 +159,17 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     pytest.fail(f"{path} was not written within a minute")
+
+
+def test_a_peer_that_does_not_come_is_named_and_its_node_avoided(tiny: list[str], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**ONE_THREAD, "RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+           "MASTER_PORT": str(port), "EBM_JOB": str(tmp_path), "EBM_NODES": "first second", "SLURMD_NODENAME": "first"}
+    done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, f"run={tmp_path}/run", "peers_seconds=2"],
+                          capture_output=True, text=True, timeout=120, env=env, check=False, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == ("error: peers_seconds: rank 1, 2 did not come within 2 s (node first, second; "
+                                   "seen from node first)")
+    assert (tmp_path / "verdict").read_text() == "avoid first second"

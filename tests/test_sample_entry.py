@@ -1,11 +1,15 @@
 """`launch/sample.py`: the same images for the same seed, whatever the processes, the batch or the count."""
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import ONE_THREAD, ROOT, Command
 from PIL import Image
 
 
@@ -51,3 +55,28 @@ def test_each_average_and_checkpoint_can_be_sampled(trained: Path, command: Comm
     refused = command("sample", f"run={trained}", "ema=3", check=False)
     assert refused.returncode == 2
     assert refused.stderr.strip() == "error: ema: 3 is not accepted; the run has 3, counted from 0"
+
+
+def test_what_was_drawn_before_a_kill_is_not_drawn_again(trained: Path, command: Command, tmp_path: Path) -> None:
+    overrides = [f"run={trained}", "device=cpu", "sampler=heun_churn", "sampler.steps=60", "n=400", "batch=4"]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    with subprocess.Popen([sys.executable, f"{ROOT}/launch/sample.py", *overrides, f"out={halved}"], env=ONE_THREAD,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 120
+        while len(list(halved.glob(".*/*.npy"))) < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    before = {path: path.stat().st_mtime_ns for path in halved.glob(".*/*.npy")}
+    assert 3 <= len(before) < 100
+    (aside,) = halved.glob(".*")
+    marked = sorted(before)[0]
+    content = np.load(marked)
+    np.save(marked, 255 - content)  # if it is taken as it is, the final file shows it
+    command("sample", *overrides, f"out={halved}")
+    command("sample", *overrides, f"out={whole}")
+    resumed, truth = (np.load(next(folder.glob("*.npz")))["images"] for folder in (halved, whole))
+    np.testing.assert_array_equal(255 - resumed[:4], truth[:4])
+    np.testing.assert_array_equal(resumed[4:], truth[4:])
+    assert not aside.exists()

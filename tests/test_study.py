@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from launch import epilogue, study
 from launch.arrays import Array, plan
 from launch.entry import CONFIGS
-from launch.study import Point, freeze, key, points, split, varying
+from launch.point import Point
+from launch.store import freeze
+from launch.study import key, points, split, varying
 from tests.conftest import ROOT
 
 

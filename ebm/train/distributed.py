@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -62,11 +63,39 @@ class World:
         return boxes if self.is_main else []
 
 
+class MissingPeersError(OSError):
+    """Processes that have not come within the time given; ``ranks`` says which."""
+
+    def __init__(self, ranks: list[int], seconds: float) -> None:
+        super().__init__(f"rank {', '.join(map(str, ranks))} did not come within {seconds:g} s")
+        self.ranks = ranks
+
+
+def meet(rank: int, size: int, *, seconds: float) -> Any:
+    """The store at which all processes have said that they are there; raises MissingPeersError naming those that haven't.
+
+    A process group made without this waits for a lost peer without a word about which one it is.
+    """
+    wait = timedelta(seconds=seconds)
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=wait))
+    except dist.DistError as error:  # nobody answers where rank 0 should
+        raise MissingPeersError([0], seconds) from error
+    names = [f"here/{other}" for other in range(size)]
+    store.set(names[rank], "yes")
+    try:
+        store.wait(names, wait)
+    except dist.DistError as error:
+        raise MissingPeersError([other for other, name in enumerate(names) if not store.check([name])], seconds) from error
+    return store
+
+
 @contextlib.contextmanager
-def join(*, device: str, timeout_seconds: float) -> Iterator[World]:
+def join(*, device: str, timeout_seconds: float, peers_seconds: float) -> Iterator[World]:
     """Joins the process group that RANK, WORLD_SIZE and LOCAL_RANK describe (one process where they are unset).
 
-    ``device`` is "cuda", "cpu" or "auto". Raises ValueError for any other, or for more processes than GPUs.
+    ``device`` is "cuda", "cpu" or "auto". Raises ValueError for any other, or for more processes than GPUs, and
+    MissingPeersError where not all processes come within ``peers_seconds``.
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in
                          (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
@@ -77,7 +106,8 @@ def join(*, device: str, timeout_seconds: float) -> Iterator[World]:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     if size > 1:
         backend = "nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        store = meet(rank, size, seconds=peers_seconds)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds))
     yield World(rank=rank, size=size, device=place)
     if size > 1:  # not after a fault: it would wait for processes that may never answer
         dist.destroy_process_group()

@@ -1,0 +1,42 @@
+"""A point of a study: one job, the folder where its results lie, and how it stands by what lies there.
+
+Only the standard library, so that asking how a study stands takes no time.
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.job import newest
+
+
+@dataclass(frozen=True)
+class Point:
+    """One job: a run of training, or a sampler on one (``of``); ``folder`` is where its results lie."""
+
+    kind: str
+    label: str
+    folder: Path
+    overrides: tuple[str, ...]
+    steps: int = 0
+    of: Point | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.of.folder if self.of else self.folder
+
+    def done(self) -> bool:
+        """Whether its results are there."""
+        return any(self.folder.glob("*.npz")) if self.kind == "sample" else newest(self.folder) >= max(self.steps, 1)
+
+    def reason(self) -> str:
+        """Why it failed, with rank and node, where it left word."""
+        try:
+            content = json.loads((self.folder / "failure.json").read_text())
+        except (OSError, ValueError):
+            hung = [path.name for path in self.folder.glob("stacks-rank*.txt") if path.stat().st_size]
+            return f"hung; see {', '.join(sorted(hung))}" if hung else ""
+        where = f"rank {content['rank']} on {content['node']}: " if "rank" in content else ""
+        return f"{where}{content['error']}"

@@ -1,0 +1,91 @@
+"""The folder that all studies share: frozen code, runs, the studies themselves, and who has queued what."""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch.point import Point
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("ebm", "launch", "configs", "setup.cfg", "setup.py")  # what decides a run's result, besides config and data
+
+
+@contextlib.contextmanager
+def locked(store: Path) -> Iterator[None]:
+    """Context in which no other study of the store is submitted."""
+    store.mkdir(parents=True, exist_ok=True)
+    with open(store / ".lock", "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def fresh(folder: Path) -> Path:
+    """A new folder of this study's own, named by the time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = time.strftime("%Y-%m-%d-%H%M%S")
+    for number in range(1000):
+        path = folder / (name if number == 0 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise OSError(f"{folder}: no free name")
+
+
+def holder(point: Point, live: set[str]) -> str:
+    """The job that another study has queued for the point, if it still waits or runs."""
+    note = point.folder / "queued"
+    number = note.read_text() if note.exists() else ""
+    return number if number in live else ""
+
+
+def frozen(store: Path, version: str | None) -> Path:
+    """The frozen code of a version, of what stands here if None; raises ValueError where the store has none such."""
+    folder = store / "code" / (version or freeze(store))
+    if not folder.exists():
+        there = ", ".join(sorted(path.name for path in (store / "code").glob("[!.]*"))) or "none"
+        raise ValueError(f"code: {version!r} is not in {store}/code; there are {there}")
+    return folder
+
+
+def freeze(store: Path) -> str:
+    """Copies the code that stands here (what git tracks, as it is now) to ``store``/code/<version>; its version."""
+    files = sorted(tracked())
+    missing = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-o", "--exclude-standard", *CODE], capture_output=True,
+                             text=True, check=False).stdout.split()
+    if missing:
+        print(f"note: git doesn't track {', '.join(missing)}; the jobs will not have them", file=sys.stderr)
+    content = {file: (ROOT / file).read_bytes() for file in files}
+    hashes = [[file, hashlib.sha256(bytes_).hexdigest()] for file, bytes_ in content.items()]
+    version = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
+    folder = store / "code" / version
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
+        for file, bytes_ in content.items():
+            (aside / file).parent.mkdir(parents=True, exist_ok=True)
+            (aside / file).write_bytes(bytes_)
+        try:
+            os.rename(aside, folder)  # another study may have been quicker
+        except OSError:
+            shutil.rmtree(aside)
+    return version
+
+
+def tracked() -> list[str]:
+    """The project's files that git tracks; all of its code where this is no checkout."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *CODE], capture_output=True, text=True, check=False)
+    names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    if listed.returncode == 0 and names:
+        return names
+    return [str(path.relative_to(ROOT)) for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*")]
+            if path.is_file() and "__pycache__" not in path.parts]
