@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.train.checkpoint import Checkpoints, write_atomically
 
 # What a resumed run may change without becoming another run; any other key must be what it was.
-FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every", "save.keep",
-        "preview", "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test", "data.resident_bytes",
-        "data.workers", "experiment")
+FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every",
+        "save.keep", "preview", "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test",
+        "data.resident_bytes", "data.workers", "experiment")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def training(overrides: tuple[str, ...], cfg: DictConfig, label: str, *, store: 
     name = digest(json.dumps([what, sha256, code], sort_keys=True, default=str))[:12]
     steps = build(cfg.budget, key="budget").steps
     chosen = {key(one): one.split("=", 1)[1] for one in overrides if key(one) in ("model", "schedule")}
-    words = [plain_name(word) for word in (str(cfg.data.name), *chosen.values(), f"seed{cfg.seed}")]
+    parts = [chosen[name] for name in ("model", "schedule") if name in chosen]  # in this order, whatever the command line's
+    words = [plain_name(word) for word in (str(cfg.data.name), *parts, f"seed{cfg.seed}")]
     return Point("train", label, store / "runs" / "-".join([*words, name]), overrides, steps=steps)
 
 

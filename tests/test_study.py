@@ -77,6 +77,7 @@ def test_a_run_is_known_by_config_data_and_code(change: str, same: bool, tiny: l
     before, after = make([tiny], tmp_path)[0], make([[*tiny, change]], tmp_path)[0]
     assert (before.folder == after.folder) == same
     assert make([tiny], tmp_path, code="v2")[0].folder != before.folder
+    assert make([tiny[::-1]], tmp_path)[0].folder == before.folder, "the order of overrides makes another run"
 
 
 def test_labels_tell_apart_and_no_more() -> None:

@@ -83,9 +83,13 @@ def at_least(what: str, value: Spread, limit: float, *, against: str, spec: str 
                met=value.median >= limit)
 
 
-def alternate(cases: Mapping[str, Callable[[], object]], *, setting: Setting) -> dict[str, list[float]]:
-    """Seconds per call of every case, one number a round; the cases take turns, in reverse in every second round."""
-    calls = {name: calls_for(case, setting=setting) for name, case in cases.items()}
+def alternate(cases: Mapping[str, Callable[[], object]], *, setting: Setting,
+              calls: Mapping[str, int] | None = None) -> dict[str, list[float]]:
+    """Seconds per call of every case, one number a round; the cases take turns, in reverse in every second round.
+
+    ``calls`` of each case in a round may be given, where several processes must make equally many.
+    """
+    calls = calls or {name: calls_for(case, setting=setting) for name, case in cases.items()}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(setting.repeats):
         for name in list(cases)[:: 1 if turn % 2 == 0 else -1]:
