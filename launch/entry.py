@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-import torch.distributed as dist
 from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +28,22 @@ CONFIGS = ROOT / "configs"
 
 def run(main: Callable[[DictConfig], None], *, config: str) -> None:
     """Calls ``main`` with the config that the command line asks for; exits with 2 and one line where it can't be made."""
+    code: object = 0
+    try:
+        begin(main, config=config)
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        code = end.code or 0
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Python's own end aborts now and then while threads of a process group's store still run (SIGABRT).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
+    """The same, ending as Python does."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here instead of being printed as a traceback
     keep_memory()
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)
@@ -38,11 +53,6 @@ def run(main: Callable[[DictConfig], None], *, config: str) -> None:
         refuse(explain(error, config))
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C; nothing half-written is left", code=128 + signal.SIGINT)
-    except Refused as refusal:
-        if not dist.is_initialized():
-            raise
-        sys.stdout.flush()
-        os._exit(refusal.code)  # Python's own end would abort where a process group still has threads
 
 
 def keep_memory() -> None:

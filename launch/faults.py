@@ -22,7 +22,6 @@ class Refused(SystemExit):
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code)
-        self.code: int = code
         self.message = message
 
 

@@ -313,7 +313,8 @@ def test_status_is_refreshed_until_it_is_stopped(cluster: Cluster, first: dict[s
     ours, theirs = pty.openpty()
     command = [sys.executable, "launch/status.py", str(first["reference"]["study"]), "--watch", "0.5"]
     env = {**cluster.env, "TERM": "xterm", "COLUMNS": "220", "LINES": "90"}
-    with subprocess.Popen(command, env=env, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with subprocess.Popen(command, env=env, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:  # a shell's & ignores it
         os.close(theirs)
         seen = ""
         while seen.count("images/s") < 3:
