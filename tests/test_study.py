@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from launch import epilogue, study
+from launch import epilogue, store
 from launch.arrays import Array, plan
 from launch.entry import CONFIGS
 from launch.point import Point
@@ -123,10 +123,10 @@ def test_frozen_code_is_what_stood_there(tmp_path: Path) -> None:
 
 def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "checkout"
-    for name in study.tracked():
+    for name in store.tracked():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
-    monkeypatch.setattr(study, "ROOT", copy)
+    monkeypatch.setattr(store, "ROOT", copy)
     before = freeze(tmp_path)
     (copy / "ebm" / "energy.py").write_text("changed")
     after = freeze(tmp_path)

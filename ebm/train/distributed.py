@@ -78,7 +78,11 @@ def meet(rank: int, size: int, *, seconds: float) -> Any:
     """
     wait = timedelta(seconds=seconds)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=wait))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has made one
+            store = next(rendezvous("env://", timeout=wait))[0]
+        else:  # ours does not itself wait for all: it could not say for whom
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, rank == 0, wait, wait_for_workers=False)
     except dist.DistError as error:  # nobody answers where rank 0 should
         raise MissingPeersError([0], seconds) from error
     names = [f"here/{other}" for other in range(size)]

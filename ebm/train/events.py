@@ -81,7 +81,8 @@ class Save:
             return
         start = time.perf_counter()
         path = self.checkpoints.save(trainer.step, trainer.state())
-        self.metrics.write("save", step=trainer.step, images=trainer.images, seconds=time.perf_counter() - start)
+        self.metrics.write("save", step=trainer.step, images=trainer.images, seconds=time.perf_counter() - start,
+                           early=trainer.stopping)
         if loss is not None:
             self.metrics.write("held_out", step=trainer.step, images=trainer.images, loss=loss)
             self.checkpoints.mark_best(path, loss)
