@@ -46,6 +46,10 @@ class Preconditioned(nn.Module):
         output: Tensor = self.network(y, sigma.log() / 4)
         return output.to(y.dtype)
 
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """−∇E(x, σ), (B, C, H, W), (B,) -> (B, C, H, W)."""
+        raise NotImplementedError
+
     def c_in(self, sigma: Tensor) -> Tensor:
         """1/√(σ² + σ_data²), (B,) -> (B, 1, 1, 1): the one place where σ is broadcast to images."""
         return (sigma.square() + self.sigma_data**2).rsqrt()[:, None, None, None]

@@ -18,7 +18,7 @@ from ebm.train.checkpoint import Checkpoints, write_atomically
 
 # What a resumed run may change without becoming another run; any other key must be what it was.
 FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every",
-        "save.keep", "preview", "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test",
+        "save.keep", "preview", "diagnose", "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test",
         "data.resident_bytes", "data.workers", "experiment")
 
 

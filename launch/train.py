@@ -25,7 +25,7 @@ from ebm.train.budget import Budget
 from ebm.train.checkpoint import load
 from ebm.train.distributed import World, join
 from ebm.train.ema import Average
-from ebm.train.events import HeldOut, Log, Preview, Save
+from ebm.train.events import Calibrated, HeldOut, Log, Preview, Save
 from ebm.train.metrics import Metrics
 from ebm.train.precision import Precision
 from ebm.train.trainer import Event, NonFiniteError, Trainer
@@ -167,6 +167,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     preview = Preview(sampler=sampler, shape=train.shape, count=plain(cfg, "preview.count", int, least=1),
                       batch=plain(cfg, "preview.batch", int, least=1), seed=cfg.seed,
                       folder=folder.path / "previews")
+    every, calibrated = plain(cfg, "diagnose.every", int, least=1), calibration(cfg, test, metrics)
     with naming("budget."):
         budget.pieces(world.size)
     make_optimizer = build(cfg.optimizer, key="optimizer")
@@ -178,8 +179,17 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
         events=[Event(every=plain(cfg, "log_every", int, least=1), action=Log(metrics=metrics), urgent=True),
                 Event(every=plain(cfg, "save.every", int, least=1), action=save, urgent=True),
-                Event(every=plain(cfg, "preview.every", int, least=1), action=preview, urgent=False)],
+                Event(every=plain(cfg, "preview.every", int, least=1), action=preview, urgent=False),
+                *([Event(every=every, action=calibrated, urgent=False)] if calibrated else [])],
     )
+
+
+def calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Calibrated | None:
+    """The doctor's part in training, where there are held-out images."""
+    count, levels = plain(cfg, "diagnose.count", int, least=2), plain(cfg, "diagnose.levels", int, least=1)
+    if test is None:
+        return None
+    return Calibrated(dataset=test, count=min(count, test.count), levels=levels, metrics=metrics, seed=cfg.seed)
 
 
 def begin(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack) -> Path | None:

@@ -1,6 +1,7 @@
 """What a run does besides training: log, sample a grid, score itself on held-out images, save."""
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ebm.data import Dataset
+from ebm.diagnose.calibration import calibrate
+from ebm.diagnose.training import unguided
 from ebm.pictures import save_grid
 from ebm.randomness import generator
+from ebm.samplers.step import ScoreModel
 from ebm.sampling import Sampler, batches_of, draw
 from ebm.train.checkpoint import Checkpoints
-from ebm.train.metrics import Metrics
+from ebm.train.metrics import Metrics, read
 from ebm.train.trainer import Trainer
 
 
@@ -109,3 +113,42 @@ class HeldOut:
             with trainer.precision.autocast(world.device):
                 total += trainer.objective(model, x, sigma, noise).sum()
         return float(world.sum(total)) / self.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Calibration of the first average at ``levels`` quantiles of the trained noise, on the first ``count`` images of a
+    data set, always with the same noise; says once, in words, when the loss falls without useful guidance.
+
+    Process 0 measures; nothing that training draws or computes is touched.
+    """
+
+    dataset: Dataset
+    count: int
+    levels: int
+    metrics: Metrics
+    seed: int
+
+    def __call__(self, trainer: Trainer) -> None:
+        if not trainer.world.is_main:
+            return
+        device, start, gains = trainer.world.device, time.perf_counter(), []
+        images = self.dataset.images(torch.arange(self.count), device=device)
+        for sigma in sorted(set(trainer.schedule.grid(self.levels).tolist())):
+            model: ScoreModel = trainer.averages[0].model  # type: ignore[assignment]
+            row = calibrate(model, images, sigma=sigma, told=sigma, batch=self.count,
+                            precision=trainer.precision, generator=generator(device, self.seed, "calibration", repr(sigma)))
+            gains.append(row.gain)
+            self.metrics.write("calibration", step=trainer.step, images=trainer.images, sigma=sigma, explained=row.explained,
+                               slope=row.slope, gain=row.gain, seconds=time.perf_counter() - start)
+            start = time.perf_counter()
+        self.warn(trainer, gains)
+
+    def warn(self, trainer: Trainer, gains: Sequence[float]) -> None:
+        """Writes the warning on the terminal and in the metrics, once in a run however often it is started."""
+        past = list(read(self.metrics.path))
+        losses = [record["loss"] for record in past if record["event"] == "train" and record.get("loss") is not None]
+        words = unguided(losses, gains)
+        if words is not None and not any(record["event"] == "warning" for record in past):
+            self.metrics.write("warning", step=trainer.step, images=trainer.images, words=words)
+            print(f"warning: {words}", file=sys.stderr, flush=True)

@@ -1,0 +1,200 @@
+"""A whole diagnosis: calibration, one watched run of the sampler, curvature along it, verdicts and the cure."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ebm.diagnose.calibration import GREY, Calibration, calibrate, levels_around
+from ebm.diagnose.curvature import Curvature, curvature
+from ebm.diagnose.ladder import ladder
+from ebm.diagnose.plan import Bound, attempt, start_of
+from ebm.diagnose.prescription import Prescription, prescribe
+from ebm.diagnose.record import EnergyOf, Path, StepRecord, follow
+from ebm.diagnose.reference import Reference
+from ebm.diagnose.training import data_range, rounding_floor, sample_range
+from ebm.diagnose.verdict import Bend, Facts, Finding, judge
+from ebm.randomness import generator, image_generators, normal_like
+from ebm.samplers.langevin import sigma_of
+from ebm.samplers.step import EnergyModel, ScoreModel, Step
+from ebm.train.precision import Precision
+
+Tell = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much a diagnosis may look at; raises ValueError for a number below its least."""
+
+    samples: int  # images that the sampler draws
+    calibration: int  # held-out images at each level
+    levels: int  # of calibration, for each factor of ten in σ
+    states: int  # of the path, at which the curvature is measured
+    curvature: int  # images of each
+    iterations: int  # of Lanczos
+    components: int  # principal components of the data
+
+    def __post_init__(self) -> None:
+        least = {"samples": 2, "calibration": 4, "levels": 1, "states": 2, "curvature": 1, "iterations": 2, "components": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not accepted; it must be at least {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The facts, what they mean, and what to do; ``findings`` is empty where all is well."""
+
+    facts: Facts
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    prescription: Prescription | None
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Names of the findings, or "healthy" alone."""
+        return list(dict.fromkeys(finding.name for finding in self.findings)) or ["healthy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """One model with held-out images (N, C, H, W) in [-1, 1]; ``diagnose`` looks at one sampler after another.
+
+    ``trained`` are the levels the model has seen, least and greatest, which the calibration covers too.
+    """
+
+    model: ScoreModel
+    images: Tensor
+    trained: tuple[float, float]
+    effort: Effort
+    precision: Precision
+    seed: int
+    tell: Tell
+    known: dict[tuple[float, float], Calibration] = field(default_factory=dict, repr=False)  # what was measured already
+
+    def diagnose(self, sampler: Bound) -> Diagnosis:
+        """Runs and measures everything; errors are the sampler's own."""
+        reference = Reference.fit(self.images, components=self.effort.components)
+        path = self.watch(sampler, reference)
+        if not path.records:
+            raise ValueError("sampler: its first step is not finite; the model is broken or the step is beyond float's range")
+        facts = Facts(
+            sampler=sampler, reference=reference, calibrations=self.calibrations(path.records),
+            beginning=self.beginning(path, sampler), path=path, bends=tuple(self.bends(path)),
+            trial=attempt(sampler, reference, seed=self.seed),
+            ladder=ladder(path.records, start=start_of(sampler), dimensions=reference.dimensions,
+                          clean=path.records[-1].step_size is None))
+        clean = facts.ladder.left < GREY and not (facts.single and facts.trial.off[0] < -1)  # a descent has no width to compare
+        about = [data_range(self.images), sample_range(path.final, reference) if clean else None,
+                 rounding_floor(facts.calibrations)]
+        findings = judge(facts)
+        self.tell("prescription", 0, 1)
+        prescription = prescribe(facts, findings, seed=self.seed)
+        self.tell("prescription", 1, 1)
+        findings += [one for one in about if one is not None]
+        return Diagnosis(facts=facts, findings=tuple(findings), notes=tuple(notes(facts)), prescription=prescription)
+
+    def watch(self, sampler: Bound, reference: Reference) -> Path:
+        """One run of the sampler, under the precision it is used with."""
+        device = self.images.device
+        generators = image_generators(device, self.seed, range(self.effort.samples))
+        noise = normal_like(torch.empty(self.effort.samples, *self.images.shape[1:], device=device, dtype=self.images.dtype),
+                            generators)
+        steps = sampler(self.model, noise, generators=generators)
+        path: Path | StepRecord | None = None
+        # Whoever iterates sets autocast for the whole generator's moves: it is left between them.
+        followed = follow(self.mixed(steps), start_of(sampler) * noise, reference=reference, energy=self.energy(),
+                          clamp=sampler.keywords.get("clamp"), states=self.effort.states)
+        for path in followed:
+            if isinstance(path, StepRecord):
+                self.tell("sampler", path.index + 1, 0)
+        assert isinstance(path, Path)
+        return path
+
+    def mixed(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps, each made under autocast."""
+        while True:
+            with self.precision.autocast(self.images.device):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+    def energy(self) -> EnergyOf | None:
+        """How the energy is read, None where there is none."""
+        model = self.model
+        if not callable(getattr(model, "energy", None)):
+            return None
+
+        @torch.no_grad()
+        def read(x: Tensor, sigma: float) -> Tensor:
+            energetic: EnergyModel = model  # type: ignore[assignment]
+            return energetic.energy(x, sigma_of(x, sigma=sigma))
+
+        return read
+
+    def calibrations(self, records: Sequence[StepRecord]) -> tuple[Calibration, ...]:
+        """At levels wider than those trained and those walked."""
+        walked = [record.sigma for record in records]
+        levels = levels_around([*self.trained, min(walked), max(walked)], decade=self.effort.levels)
+        done = []
+        for index, sigma in enumerate(levels):
+            self.tell("calibration", index, len(levels))
+            done.append(self.calibrate(sigma, told=sigma))
+        self.tell("calibration", len(levels), len(levels))
+        return tuple(done)
+
+    def calibrate(self, sigma: float, *, told: float) -> Calibration:
+        """Calibration of the model that is told ``told`` on images noised at ``sigma``."""
+        if (sigma, told) not in self.known:
+            source = generator(self.images.device, self.seed, "calibration", repr(sigma))
+            self.known[sigma, told] = calibrate(self.model, self.images[: self.effort.calibration], sigma=sigma, told=told,
+                                                batch=self.effort.samples, precision=self.precision, generator=source)
+        return self.known[sigma, told]
+
+    def beginning(self, path: Path, sampler: Bound) -> Calibration | None:
+        """The guidance at the start of a sampler that knows one level only."""
+        told = {record.sigma for record in path.records}
+        return self.calibrate(start_of(sampler), told=told.pop()) if len(told) == 1 and "start" in sampler.keywords else None
+
+    def bends(self, path: Path) -> Iterator[Bend]:
+        """Curvature at the kept states, and at held-out images noised to the same levels."""
+        source = generator(self.images.device, self.seed, "curvature")
+        measured: set[float] = set()
+        for place, (index, sigma, x) in enumerate(path.states):
+            self.tell("curvature", place, len(path.states))
+            record = path.records[index]
+            a = None if record.denoising or record.step_size is None else record.step_size
+            few = slice(0, self.effort.curvature)
+            if not record.denoising and (found := self.curved(x[few], sigma, source)):
+                yield Bend(index=index, curvature=found, step_size=a, on_path=True)
+            if sigma not in measured:
+                measured.add(sigma)
+                clean = self.images[few]
+                noise = torch.randn(clean.shape, generator=source, device=clean.device, dtype=clean.dtype)
+                if found := self.curved(clean + sigma * noise, sigma, source):
+                    yield Bend(index=index, curvature=found, step_size=a, on_path=False)
+        self.tell("curvature", len(path.states), len(path.states))
+
+    def curved(self, x: Tensor, sigma: float, source: torch.Generator) -> Curvature | None:
+        """The curvature at x, None where it is not finite."""
+        try:
+            return curvature(self.model, x, sigma=sigma, iterations=self.effort.iterations, generator=source)
+        except FloatingPointError:
+            return None
+
+
+def notes(facts: Facts) -> Iterator[str]:
+    """What is not wrong but worth knowing."""
+    if facts.single and facts.temperature is not None and facts.temperature < 0.5:
+        yield f"the temperature b²/(2a) is {facts.temperature:.2g}: it ends at modes of the energy instead of sampling it"
+    if facts.single and facts.temperature and facts.moves[0].drift > 0:
+        first, steps = facts.moves[0], len(facts.moves)
+        yield (f"in one step noise is {first.noise_size / first.drift:.3g} times the drift; over {steps} steps drift may add "
+               f"up {steps}-fold and noise {math.sqrt(steps):.3g}-fold")
+    asymmetry = max((bend.curvature.asymmetry for bend in facts.bends), default=0.0)
+    if asymmetry > 0:
+        yield f"the score is no gradient: its Jacobian's asymmetry is {asymmetry:.2g}, and curvatures are of its symmetric part"

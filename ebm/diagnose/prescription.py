@@ -1,0 +1,210 @@
+"""What cures a sampler: other hyperparameters, another sampler or another training, tried on the twin first."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ebm.diagnose.plan import Bound, attempt, changed
+from ebm.diagnose.verdict import Facts, Finding
+from ebm.samplers.annealed import annealed_langevin
+from ebm.schedule import LogUniform
+
+MOST_MOVES = 4000  # that a prescription may ask for
+STIFFNESS = 0.5  # a·L of a prescribed step: a quarter of the stable limit
+TRAINING = ("model=unet", "schedule=lognormal")  # all levels, and a network that is told which
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prescription:
+    """``changes`` of the sampler's hyperparameters, by their names below ``sampler`` in a config; ``choices`` of config
+    groups where it is another sampler; ``training``: what the next run should be trained with."""
+
+    sampler: Bound | None  # ready to run; None where no sampler helps
+    choices: tuple[str, ...]
+    changes: Mapping[str, object]
+    training: tuple[str, ...]
+    words: str
+
+    @property
+    def overrides(self) -> list[str]:
+        """As they are written on the command line."""
+        return [*self.choices, *(f"sampler.{name}={_written(value)}" for name, value in self.changes.items())]
+
+
+def _written(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def prescribe(facts: Facts, findings: list[Finding], *, seed: int) -> Prescription | None:
+    """The cheapest cure found, None where nothing is wrong."""
+    names = {finding.name for finding in findings}
+    if not names:
+        return None
+    cure = _repaired(facts, names, seed=seed)
+    training = TRAINING if cure is None or not cure.whole or ("blind" in names and not _covers(facts)) else ()
+    said = []
+    if cure is not None:
+        settings = ", ".join(f"{name} = {_written(value)}" for name, value in cure.changes.items())
+        said.append(f"sample with {' '.join((*cure.choices, settings))}"
+                    + ("" if cure.whole else " (as far as this sampler and these levels go)"))
+    if training:
+        said.append(f"train with {' '.join(training)}, so that every level on the way from noise to images is known")
+    return Prescription(
+        sampler=cure.sampler if cure else None, choices=cure.choices if cure else (), changes=cure.changes if cure else {},
+        training=training, words="; ".join(said))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cure:
+    """A candidate: choices of groups, changed hyperparameters, and the sampler that they make."""
+
+    choices: tuple[str, ...]
+    changes: Mapping[str, object]
+    sampler: Bound
+    whole: bool = False  # whether it samples the twin soundly
+
+
+def _repaired(facts: Facts, names: set[str], *, seed: int) -> Cure | None:
+    """The first candidate that samples the twin soundly, else the one that comes nearest; None where none may be tried."""
+    if "blind" in names and facts.trusted is None:
+        return None
+    best: tuple[float, Cure] | None = None
+    for cure in _candidates(facts, names):
+        keywords = cure.sampler.keywords
+        if "start" in keywords and keywords.get("noise_size", 0.0) == 0.0:  # a descent aims at no law
+            return dataclasses.replace(cure, whole=True)
+        trial = attempt(cure.sampler, facts.reference, seed=seed)
+        if trial.sound:
+            return dataclasses.replace(cure, whole=True)
+        off = max(abs(value) for value in trial.off)
+        if best is None or off < 0.8 * best[0]:
+            best = off, cure
+    return best[1] if best else None
+
+
+def _candidates(facts: Facts, names: set[str]) -> Iterator[Cure]:
+    settings = facts.sampler.keywords
+    if "step_size" in settings:
+        yield from _single_level(facts, names)
+        return
+    limits = _limits(facts) if "blind" in names else {}
+    final: dict[str, object] = {"denoise": True} if "noise left" in names else {}
+    for changes in sorted(_ladders(facts, names), key=lambda c: _moves({**settings, **c})):
+        if _moves({**settings, **changes}) <= max(MOST_MOVES, _moves(settings)):
+            whole = {**changes, **final, **limits}
+            yield Cure(choices=(), changes=whole, sampler=changed(facts.sampler, whole))
+
+
+def _moves(settings: Mapping[str, object]) -> int:
+    each = settings.get("steps_per_level", settings.get("corrector_steps", 0))
+    assert isinstance(each, int) and isinstance(settings["steps"], int)
+    return settings["steps"] * (each if "steps_per_level" in settings else 1 + each)
+
+
+def _ladders(facts: Facts, names: set[str]) -> Iterator[dict[str, object]]:
+    """Other step sizes, moves a level and levels."""
+    settings, sizes = facts.sampler.keywords, _sizes(facts, names)
+    each = next((name for name in ("steps_per_level", "corrector_steps") if name in settings), None)
+    for size, more, finer in itertools.product(sizes, (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16)):
+        changes = dict(size)
+        if each is not None and more > 1:
+            changes[each] = max(1, settings[each]) * more
+        if finer > 1:
+            changes["steps"] = settings["steps"] * finer
+        if each is not None or more == 1:
+            yield changes
+
+
+def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
+    """Candidates for a ladder's step size: as it is where it is stable, and the greatest that is safe."""
+    settings = facts.sampler.keywords
+    safe = STIFFNESS / max([1.0, *(bend.curvature.largest * bend.curvature.sigma**2 for bend in facts.bends
+                                   if not bend.on_path or bend.stiffness < 2)])
+    large = bool(names & {"diverging", "noise-dominated"})
+    if "step_scale" in settings and facts.tested:
+        return [{"step_scale": settings["step_scale"] / 2**halvings} if halvings else {} for halvings in range(8)] + [
+            {"step_scale": round(safe, 4)}]
+    if "step_scale" in settings:
+        return [*([] if large else [{}]), {"step_scale": round(safe, 4)}]
+    if "signal_to_noise" in settings:
+        return [*([] if large else [{}]), {"signal_to_noise": round(math.sqrt(safe / 2), 4)}]
+    return [{}]
+
+
+def _limits(facts: Facts) -> dict[str, object]:
+    """The trusted part of the grid that is walked."""
+    assert facts.trusted is not None
+    visited = [record.sigma for record in facts.path.records]
+    low, high = facts.trusted
+    limits: dict[str, object] = {}
+    if min(visited) < low:
+        limits["grid.sigma_min"] = float(f"{low:.3g}")
+    if max(visited) > high:
+        limits["grid.sigma_max"] = float(f"{high:.3g}")
+    return limits
+
+
+def _covers(facts: Facts) -> bool:
+    """Whether the score is trusted up to noise as wide as the data's widest directions."""
+    return facts.trusted is not None and facts.trusted[1] >= math.sqrt(facts.reference.variances[0])
+
+
+def _single_level(facts: Facts, names: set[str]) -> Iterator[Cure]:
+    """A safe step with more and more of them; with a denoising end where noise is left; a ladder where one level won't do."""
+    settings = facts.sampler.keywords
+    largest = _curvature(facts)
+    descent = (facts.temperature or 0.0) < 0.1
+    bad = bool(names & {"diverging", "noise-dominated", "frozen", "not mixed"})
+    a = (1.0 if descent else STIFFNESS) / largest if bad else settings["step_size"]
+    if "diverging" in names:
+        a = min(a, settings["step_size"] / 4)  # where it is stable near the data and not where it strays to
+    a = float(f"{a:.3g}")
+    if descent:
+        relaxed = (facts.relaxation or 0.0) / (settings["step_size"] * settings["steps"]) * a
+        steps = min(MOST_MOVES, max(settings["steps"], math.ceil(3 / max(relaxed, 1e-9))))
+        changes: dict[str, object] = {"step_size": a, "steps": steps}
+        yield Cure(choices=(), changes=changes, sampler=changed(facts.sampler, changes))
+        return
+    if not names & {"noise left", "blind"}:
+        for more in (1, 2, 4, 8, 16):
+            if settings["steps"] * more <= MOST_MOVES:
+                changes = {"step_size": a, "steps": settings["steps"] * more, "noise_size": None}
+                yield Cure(choices=(), changes=changes, sampler=changed(facts.sampler, changes))
+    yield from _ladder_instead(facts, a)
+
+
+def _curvature(facts: Facts) -> float:
+    """L as a cured sampler will meet it: at noised images, and on the path as long as that is stable there."""
+    met = [bend.curvature.largest for bend in facts.bends if not bend.on_path or bend.stiffness < 2]
+    return max([1e-12, *(met or [bend.curvature.largest for bend in facts.bends])])
+
+
+def _ladder_instead(facts: Facts, a: float) -> Iterator[Cure]:
+    """Annealed Langevin within the trusted levels, from one level with a denoising end to a whole ladder."""
+    sigma, steps = facts.path.records[-1].sigma, facts.sampler.keywords["steps"]
+    low, high = facts.trusted or (sigma, sigma)
+    scale = round(min(a / sigma**2, STIFFNESS), 4)
+    top = min(high, 3 * math.sqrt(facts.reference.variances[0]))
+    bottom = min(max(low, 0.01), sigma)
+    rungs = max(2, math.ceil(math.log(max(top, sigma) / bottom) / math.log(1 + 3 / math.sqrt(2 * facts.reference.dimensions))))
+    ranges = [(bottom, max(top, sigma), rungs)] if _covers(facts) else []  # else its start would be no noised image
+    if low <= sigma <= high:
+        ranges.insert(0, (sigma * 0.999, sigma, 1))
+    for least, greatest, levels in ranges:
+        for each in ([steps, 4 * steps] if levels == 1 else [2, 5, 10, 20]):
+            if levels * each > MOST_MOVES:
+                continue
+            changes: dict[str, object] = {
+                "steps": levels, "steps_per_level": each, "step_scale": scale,
+                "denoise": True,
+                "grid.sigma_min": float(f"{least:.4g}"), "grid.sigma_max": float(f"{greatest:.4g}")}
+            grid = LogUniform(sigma_min=float(f"{least:.4g}"), sigma_max=float(f"{greatest:.4g}"))
+            inner = {name: value for name, value in changes.items() if not name.startswith("grid.")}
+            yield Cure(choices=("sampler=annealed", "sampler/grid=loguniform"), changes=changes,
+                       sampler=functools.partial(annealed_langevin, grid=grid, **inner))  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""What a sampler does at every step, in numbers."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm.diagnose.reference import Reference
+from ebm.samplers.step import Step
+
+EnergyOf = Callable[[Tensor, float], Tensor]  # (B, C, H, W), σ -> (B,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One move; RMS is over images and pixels."""
+
+    index: int
+    sigma: float
+    step_size: float | None  # a
+    noise_size: float  # b
+    drift: float  # RMS of the deterministic part, ‖a s‖/√D
+    temperature: float | None  # b²/(2a), 1 for Langevin; None without a
+    drift_total: float  # RMS of all drifts so far together: they add up in proportion to steps
+    noise_total: float  # √Σb²: noise adds up in proportion to the square root of steps
+    moved: float  # RMS distance from the start
+    rms: float  # of x
+    clamped: float  # share of pixels at the clamp
+    energy: float | None  # mean over the images; None where it was not read
+    distance: float  # from the data noised at σ, see `Reference.distance`
+    noise: float  # the noise level at which x seems to lie
+    acceptance: float | None
+
+    @property
+    def denoising(self) -> bool:
+        """Whether it is the last move to the mean of the clean image: a = σ² and no noise."""
+        return is_denoising(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """A sampler's run: its records, the states at which to look closer, and where it began and ended."""
+
+    start: Tensor  # (B, C, H, W)
+    final: Tensor
+    records: tuple[StepRecord, ...]
+    states: tuple[tuple[int, float, Tensor], ...]  # (step, σ told there, x after it)
+    broken: int | None  # step after which x was not finite any more
+
+
+def follow(
+    steps: Iterator[Step], start: Tensor, *, reference: Reference, energy: EnergyOf | None, clamp: float | None, states: int
+) -> Iterator[StepRecord | Path]:
+    """A record for each step, then the whole path, with ``states`` of its states; stops where x is not finite."""
+    records: list[StepRecord] = []
+    kept: list[tuple[int, float, Tensor]] = []
+    drifted, variance, x, broken = torch.zeros_like(start), 0.0, start, None
+    for step in steps:
+        if not bool(step.x.isfinite().all()):
+            broken = step.index
+            break
+        x = step.x
+        drifted += step.drift
+        variance += step.noise_size**2
+        look = step.index % max(1, math.ceil(step.total / states)) == 0 or step.index == step.total - 1
+        read = energy is not None and (step.index % math.ceil(step.total / 100) == 0 or look)
+        records.append(_record(step, start, drifted, variance, reference=reference, clamp=clamp,
+                               energy=float(energy(x, step.sigma).mean()) if energy is not None and read else None))
+        if look:
+            kept.append((step.index, step.sigma, x.detach().clone()))
+        yield records[-1]
+    if records and kept[-1][0] != records[-1].index:
+        kept.append((records[-1].index, records[-1].sigma, x.detach().clone()))
+    yield Path(start=start, final=x, records=tuple(records), states=tuple(kept), broken=broken)
+
+
+def _record(step: Step, start: Tensor, drifted: Tensor, variance: float, *, reference: Reference, clamp: float | None,
+            energy: float | None) -> StepRecord:
+    a, b = step.step_size, step.noise_size
+    cleaned = is_denoising(step) or (a is None and step.index == step.total - 1)  # x lies at σ = 0 after it
+    return StepRecord(
+        index=step.index, sigma=step.sigma, step_size=a, noise_size=b, drift=_rms(step.drift),
+        temperature=None if a is None else b**2 / (2 * a), drift_total=_rms(drifted), noise_total=math.sqrt(variance),
+        moved=_rms(step.x - start), rms=_rms(step.x),
+        clamped=0.0 if clamp is None else float((step.x.abs() >= clamp).float().mean()),
+        energy=energy, distance=reference.distance(step.x, sigma=0.0 if cleaned else step.sigma), noise=reference.noise(step.x),
+        acceptance=None if step.acceptance is None else float(step.acceptance.mean()))
+
+
+def is_denoising(move: Step | StepRecord) -> bool:
+    """Whether a move goes to the mean of the clean image: a = σ², without noise."""
+    return move.noise_size == 0 and move.step_size is not None and math.isclose(move.step_size, move.sigma**2, rel_tol=1e-6)
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def langevin_moves(records: Sequence[StepRecord]) -> list[StepRecord]:
+    """Those with a step size of their own, without the last denoising."""
+    return [record for record in records if record.step_size is not None and not record.denoising]

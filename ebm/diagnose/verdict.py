@@ -1,0 +1,271 @@
+"""From measurements to verdicts: each rule is a function of the facts that returns a finding or None."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from ebm.diagnose.calibration import GREY, Calibration, trusted_range
+from ebm.diagnose.curvature import Curvature
+from ebm.diagnose.ladder import Ladder
+from ebm.diagnose.plan import Bound, Trial
+from ebm.diagnose.record import Path, StepRecord, langevin_moves
+from ebm.diagnose.reference import Reference
+
+Number = float | int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is wrong, in words, with the numbers that show it."""
+
+    name: str
+    words: str
+    numbers: Mapping[str, Number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bend:
+    """A curvature, and the step size used where it was measured."""
+
+    index: int
+    curvature: Curvature
+    step_size: float | None
+    on_path: bool  # or at held-out images noised to the same level
+
+    @property
+    def stiffness(self) -> float:
+        """a·L, stable below 2; 0 where the sampler has no step size."""
+        return 0.0 if self.step_size is None else self.step_size * self.curvature.largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that was measured."""
+
+    sampler: Bound
+    reference: Reference
+    calibrations: tuple[Calibration, ...]
+    beginning: Calibration | None  # at the start's noise, told the sampler's only level
+    path: Path
+    ladder: Ladder
+    bends: tuple[Bend, ...]
+    trial: Trial
+
+    @property
+    def moves(self) -> list[StepRecord]:
+        """Langevin's and its relatives'."""
+        return langevin_moves(self.path.records)
+
+    @property
+    def single(self) -> bool:
+        """Whether all moves are Langevin's at one level."""
+        return self.ladder.levels == 1 and bool(self.moves)
+
+    @property
+    def tested(self) -> bool:
+        """Whether moves pass a Metropolis test, which forgives large steps by refusing them."""
+        return any(record.acceptance is not None for record in self.moves)
+
+    @property
+    def sharpest(self) -> Bend | None:
+        """Where a·L is greatest."""
+        return max(self.bends, key=lambda bend: bend.stiffness, default=None)
+
+    @property
+    def temperature(self) -> float | None:
+        """The median of b²/(2a) over the moves."""
+        return median(record.temperature or 0.0 for record in self.moves) if self.moves else None
+
+    @property
+    def relaxation(self) -> float | None:
+        """Σ a·λ of a single level, λ the mean curvature trace/D: e-folds in which a typical direction forgets its start."""
+        if not self.single:
+            return None
+        means = [[bend.curvature.mean for bend in self.bends if bend.on_path is here] for here in (True, False)]
+        typical = max((median(values) for values in means if values), default=0.0)  # the benefit of the doubt
+        return max(0.0, typical) * sum(record.step_size or 0.0 for record in self.moves)
+
+    @property
+    def trusted(self) -> tuple[float, float] | None:
+        """The range of σ in which the score is to be trusted."""
+        return trusted_range(self.calibrations)
+
+
+def diverging(facts: Facts) -> Finding | None:
+    """Steps above 2/L, a state that is not finite, or most pixels at the clamp."""
+    bend, path = facts.sharpest, facts.path
+    stiff = bend is not None and not facts.tested and bend.stiffness > 2
+    clamped = path.records[-1].clamped if path.records else 0.0
+    if not stiff and path.broken is None and clamped <= 0.5:
+        return None
+    numbers: dict[str, Number] = {"not_finite_after_step": path.broken, "clamped": clamped}
+    words = f"{clamped:.0%} of the pixels lie at the clamp" if clamped > 0.5 else ""
+    if path.broken is not None:
+        words = f"x was not finite after step {path.broken}"
+    if bend is not None:
+        numbers |= {"largest_curvature": bend.curvature.largest, "step_size": bend.step_size, "a_times_L": bend.stiffness,
+                    "stable_below": 2 / bend.curvature.largest if bend.curvature.largest > 0 else None}
+        if stiff:
+            words += (f"{'; ' if words else ''}the step {bend.step_size:.3g} is {bend.stiffness / 2:.3g} times the largest "
+                      f"stable one, 2/L = {2 / bend.curvature.largest:.3g}, with L = {bend.curvature.largest:.3g} at step "
+                      f"{bend.index}")
+        if growth := _growth(facts):
+            numbers["curvature_grew"] = growth
+            words += f"; the curvature grew {growth:.3g}-fold along the path"
+    return Finding(name="diverging", words=words, numbers=numbers)
+
+
+def _growth(facts: Facts) -> float | None:
+    """How much sharper the path became, where it began stable and did not end so."""
+    here = [bend for bend in facts.bends if bend.on_path]
+    if not here or here[0].stiffness > 2 or max(bend.stiffness for bend in here) <= 2 or here[0].curvature.largest <= 0:
+        return None
+    return max(bend.curvature.largest for bend in here) / here[0].curvature.largest
+
+
+def noise_dominated(facts: Facts) -> Finding | None:
+    """A temperature of 2 or more, by the noise itself or by a step so large that its error acts as noise.
+
+    Noise far above drift in one step is none of it: drifts add up as the steps, noise as their root.
+    """
+    if facts.temperature is None or facts.tested:
+        return None
+    stiffness = facts.sharpest.stiffness if facts.sharpest is not None else 0.0
+    effective = facts.temperature / (1 - stiffness / 2) if stiffness < 2 else facts.temperature
+    if effective < 2:
+        return None
+    step = facts.moves[0]
+    words = f"the temperature b²/(2a) is {facts.temperature:.3g} where Langevin's is 1"
+    if facts.temperature < 2:
+        words = f"the step is so near 2/L (a·L = {stiffness:.2f}) that its error acts as a temperature of {effective:.2g}"
+    return Finding(name="noise-dominated", words=words, numbers={
+        "temperature": facts.temperature, "effective_temperature": effective, "noise_size": step.noise_size,
+        "step_size": step.step_size, "langevin_noise_size": math.sqrt(2 * (step.step_size or 0.0)),
+        "noise_over_drift_in_one_step": step.noise_size / max(step.drift, 1e-30)})
+
+
+def frozen(facts: Facts) -> Finding | None:
+    """Moves that can't take x away from its start: few e-folds of relaxation in all, or refused."""
+    acceptances = [record.acceptance for record in facts.moves if record.acceptance is not None]
+    acceptance = sum(acceptances) / len(acceptances) if acceptances else None
+    ladder, relaxation = facts.ladder, facts.relaxation
+    numbers: dict[str, Number] = {"relaxations": relaxation if facts.single else ladder.possible,
+                                  "needed": 0.5 if facts.single else ladder.needed, "acceptance": acceptance}
+    if acceptance is not None and acceptance < 0.1:
+        return Finding(name="frozen", words=f"only {acceptance:.1%} of the moves are accepted", numbers=numbers)
+    if relaxation is not None and relaxation < 0.5:
+        return Finding(name="frozen", numbers=numbers, words=(
+            f"all steps together relax a typical direction by Σ aλ = {relaxation:.2g} e-folds: "
+            f"{math.exp(-relaxation):.0%} of the start is still there"))
+    if ladder.lag is not None and ladder.needed > 0.5 and ladder.possible < 0.25 * ladder.needed:
+        return Finding(name="frozen", numbers=numbers, words=(
+            f"the noise must shrink by {ladder.needed:.2g} e-folds down the ladder, and the steps allow Σ a/σ² = "
+            f"{ladder.possible:.2g}"))
+    return None
+
+
+def blind(facts: Facts) -> Finding | None:
+    """Guidance asked at levels where the score is not to be trusted."""
+    visited = [record.sigma for record in facts.path.records]
+    if not visited or not facts.calibrations:
+        return None
+    near = [min(facts.calibrations, key=lambda c: abs(math.log(c.sigma / sigma))) for sigma in visited]
+    lost = [record for record, calibration in zip(visited, near, strict=True) if not calibration.trusted]
+    share = len(lost) / len(visited)
+    trusted = facts.trusted
+    numbers: dict[str, Number] = {"share_of_steps": share, "trusted_from": trusted[0] if trusted else None,
+                                  "trusted_to": trusted[1] if trusted else None}
+    where = f"trusted from {trusted[0]:.3g} to {trusted[1]:.3g}" if trusted else "trusted nowhere"
+    if share > 0.1:
+        worst = max((c for c in near if not c.trusted), key=lambda c: c.sigma)
+        return Finding(name="blind", numbers=numbers | {"sigma": worst.sigma, "slope": worst.slope, "gain": worst.gain}, words=(
+            f"{share:.0%} of the steps ask for guidance at levels from σ = {min(lost):.3g} to {max(lost):.3g}, and the score "
+            f"is {where} (at σ = {worst.sigma:.3g} its slope is {worst.slope:.2g} and it errs {1 - worst.gain:.3g} times as "
+            "much as a Gaussian)"))
+    start = facts.beginning
+    if start is not None and start.direction < 0.5 * start.gaussian:
+        return Finding(name="blind", numbers=numbers | {"start": start.sigma, "direction": start.direction}, words=(
+            f"it starts at noise {start.sigma:.3g} but asks at σ = {visited[0]:.3g}: there only {start.direction:.0%} of the "
+            f"score points to the images (a Gaussian's: {start.gaussian:.0%}); {where}"))
+    return None
+
+
+def stuck(facts: Facts) -> Finding | None:
+    """A ladder whose neighbours don't overlap, with too few moves on each level to make up for it."""
+    ladder = facts.ladder
+    if ladder.lag is None or ladder.overlap is None or ladder.lag <= 1.5 or ladder.overlap > 0.3:
+        return None
+    return Finding(name="stuck between levels", numbers={"lag": ladder.lag, "overlap": ladder.overlap, "levels": ladder.levels},
+                   words=(f"noise falls behind the ladder: {ladder.lag:.2g} times a level's σ is still there when the level is "
+                          f"left; neighbouring levels overlap by {ladder.overlap:.2g} (0.5 is recommended)"))
+
+
+def not_mixed(facts: Facts) -> Finding | None:
+    """A sampler that would not reach a plain Gaussian of the data's shape, or an energy that still moves at the end."""
+    drift = energy_drift(facts)
+    descent = facts.single and (facts.temperature or 0.0) < 0.1
+    worst = max(facts.trial.off, key=abs) if not descent else 0.0
+    numbers: dict[str, Number] = {"worst_band": worst, "energy_drift": drift}
+    said = []
+    if abs(worst) > 0.35:
+        said.append(f"even with a perfect score of a Gaussian as wide as the data, it ends with {math.exp(worst):.2g} times "
+                    "the right standard deviation in one band of directions")
+    if drift is not None:
+        said.append(f"the energy still drifts, by {drift:+.3g} over the second half of the steps")
+    return Finding(name="not mixed", words="; ".join(said), numbers=numbers) if said else None
+
+
+def energy_drift(facts: Facts) -> float | None:
+    """Change of the mean energy over the second half at one level, where it is beyond three of its stationary deviations
+    √(D/2); None where it is not, or where levels change."""
+    known = [record.energy for record in facts.path.records if record.energy is not None]
+    if not facts.single or len(known) < 8:
+        return None
+    quarter = len(known) // 4
+    late, before = sum(known[-quarter:]) / quarter, sum(known[-2 * quarter:-quarter]) / quarter
+    change = 2 * (late - before)  # between the middles of two quarters
+    return change if abs(change) > 3 * math.sqrt(facts.reference.dimensions / 2) else None
+
+
+def noise_left(facts: Facts) -> Finding | None:
+    """The last level's noise in the images, more than a grey level of it."""
+    if not facts.path.records or facts.path.records[-1].step_size is None or facts.path.records[-1].denoising:
+        return None
+    left, sigma = facts.ladder.left, facts.path.records[-1].sigma
+    if left <= GREY:
+        return None
+    return Finding(name="noise left", numbers={"noise": left, "seen": facts.path.records[-1].noise, "sigma": sigma}, words=(
+        f"the last level's noise, {left:.2g} ({left / GREY:.0f} grey levels), stays in the images: no denoising step x + σ²s "
+        "ends the run"))
+
+
+def astray(facts: Facts) -> Finding | None:
+    """A sampler that is sound on the twin and ends far from the data with this model: the score is wrong where it
+    goes. Asked only where nothing else is wrong."""
+    last, descent = facts.path.records[-1], facts.single and (facts.temperature or 0.0) < 0.5
+    if descent or facts.path.broken is not None or last.distance <= 0.5:
+        return None
+    return Finding(name="blind", numbers={"distance": last.distance}, words=(
+        f"with a perfect score it would end right, and with this one it ends at a distance of {last.distance:.2g} from the "
+        "data's statistics (1: a constant image's): the score is wrong where the sampler goes, whatever it is worth at noised images"))
+
+
+Rule = Callable[[Facts], Finding | None]
+RULES: tuple[Rule, ...] = (diverging, noise_dominated, frozen, blind, stuck, not_mixed, noise_left)
+EXPLAINS = {  # what the first says, the others would only repeat
+    "diverging": {"noise-dominated", "not mixed", "noise left", "frozen", "stuck between levels"},
+    "noise-dominated": {"not mixed", "stuck between levels", "noise left"},
+    "frozen": {"not mixed", "stuck between levels", "noise left"},
+    "stuck between levels": {"not mixed"},
+}
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """The findings, none that another explains; empty where the sampler is healthy."""
+    found = [finding for rule in RULES if (finding := rule(facts)) is not None]
+    explained: set[str] = set().union(*(EXPLAINS.get(finding.name, set()) for finding in found))
+    kept = [finding for finding in found if finding.name not in explained]
+    ended = astray(facts)
+    return kept if any(finding.name != "noise left" for finding in kept) or ended is None else [*kept, ended]

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Says why a sampler fails on a trained run, and what cures it: `python launch/diagnose.py run=<folder> [sampler=…] [--try]`.
+
+Writes diagnosis.json, diagnosis.png and diagnosis.txt into `out`. One process, one device.
+"""
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ebm.data import Dataset
+from ebm.diagnose.doctor import Doctor
+from ebm.diagnose.reference import Reference
+from ebm.diagnose.training import short_average, spread, unguided
+from ebm.diagnose.verdict import Finding
+from ebm.schedule import NoiseSchedule
+from ebm.train.distributed import World, join
+from ebm.train.metrics import read
+from launch.build import build, plain
+from launch.diagnosis import record, words, write
+from launch.entry import checking, run
+from launch.faults import recorded
+from launch.run import RunFolder
+from launch.sample import prepare
+
+
+def main(cfg: DictConfig) -> None:
+    """Diagnoses one sampler on one run, and once more with the prescription where that is asked for."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(recorded(Path(cfg.out)))
+        with checking():
+            timeout = plain(cfg, "timeout_seconds", float, least=1)
+            world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
+            drawing = drawn()
+            if world.size > 1:
+                raise ValueError(f"processes: {world.size} are not accepted; a diagnosis takes one, without torchrun")
+        start = time.perf_counter()
+        with checking(world):
+            again = plain(cfg, "try", bool)
+            doctor, sampler, about = consulted(cfg, world, stack.enter_context(drawing.progress()))
+            Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
+        with checking():
+            before = doctor.diagnose(sampler)
+            cure = before.prescription
+            after = doctor.diagnose(repeated(cfg, cure.overrides)) if again and cure is not None and cure.sampler else None
+        stack.close()
+        about |= {"seconds": round(time.perf_counter() - start, 1)}
+        content = record(before, after, about=about, training=failings(cfg, doctor.images))
+        write(content, before, after, folder=Path(cfg.out))
+        drawing.show(content, words(content), Path(cfg.out))
+
+
+def drawn() -> Any:
+    """The module of tables and figures; raises ValueError that names the cure where what it needs isn't installed."""
+    try:
+        from launch import figure
+    except ImportError as error:
+        raise ValueError(f"{error.name}: not installed; a diagnosis needs pip install 'ebm[diagnose]'") from error
+    return figure
+
+
+def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, dict[str, Any]]:
+    """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
+    artist, step = prepare(cfg, world)
+    config = RunFolder(Path(cfg.run)).config()
+    data = Dataset.open(cfg.data or config.data.test or config.data.train)
+    if data.shape != artist.shape:
+        raise ValueError(f"data: images of {data.shape} are not accepted; the run's are {artist.shape}")
+    images = data.images(torch.arange(min(plain(cfg, "images", int, least=16), data.count)), device=world.device)
+    schedule: NoiseSchedule = build(config.schedule, key="schedule")
+    ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # what training has seen enough of
+    doctor = Doctor(model=artist.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
+                    precision=artist.precision, seed=artist.seed, tell=tell)
+    settings = OmegaConf.to_container(cfg.sampler, resolve=True)
+    about = {"run": str(cfg.run), "step": step, "data": str(data.path), "precision": artist.precision.name,
+             "sampler": HydraConfig.get().runtime.choices["sampler"], "settings": settings}
+    return doctor, artist.sampler, about
+
+
+def repeated(cfg: DictConfig, overrides: list[str]) -> Any:
+    """The sampler of the same command line with ``overrides`` after it."""
+    given = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith(("try=", "out="))]
+    if any(o.startswith("sampler=") for o in overrides):  # another sampler has other settings
+        given = [o for o in given if not o.startswith(("sampler=", "sampler.", "sampler/"))]
+    return build(compose("diagnose", overrides=[*given, *overrides]).sampler, key="sampler")
+
+
+def failings(cfg: DictConfig, images: torch.Tensor) -> list[Finding]:
+    """What the run itself shows: its data, its average of weights, its loss and how it ended."""
+    folder = RunFolder(Path(cfg.run))
+    config, past = folder.config(), list(read(folder.metrics_file))
+    found: list[Finding | None] = []
+    if "sigma_data" in config.model:
+        found.append(spread(Reference.fit(images, components=1), sigma_data=config.model.sigma_data))
+    rule = build(config.average.rules[cfg.ema], key="average")
+    found.append(short_average(rule.decay, step=max((r.get("step", 0) for r in past), default=0), batch=config.budget.batch))
+    gains = [r for r in past if r["event"] == "calibration" and r.get("gain") is not None]
+    losses = [r["loss"] for r in past if r["event"] == "train" and r.get("loss") is not None]
+    text = unguided(losses, [r["gain"] for r in gains if r["step"] == gains[-1]["step"]])
+    found.append(Finding(name="loss without guidance", words=text, numbers={}) if text else None)
+    if (folder.path / "failure.json").exists():
+        found.append(Finding(name="failed run", words=f"the run failed: see {folder.path / 'failure.json'}", numbers={}))
+    return [one for one in found if one is not None]
+
+
+if __name__ == "__main__":
+    sys.argv = ["try=true" if argument == "--try" else argument for argument in sys.argv]
+    run(main, config="diagnose")

@@ -1,0 +1,89 @@
+"""A diagnosis as JSON and as one paragraph of plain words."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ebm.diagnose.doctor import Diagnosis
+from ebm.diagnose.plan import start_of
+from ebm.diagnose.verdict import Finding
+from ebm.train.checkpoint import write_atomically
+
+
+def record(before: Diagnosis, after: Diagnosis | None, *, about: dict[str, Any], training: list[Finding]) -> dict[str, Any]:
+    """What `diagnosis.json` holds; ``training`` are findings about the run, not the sampler."""
+    return {
+        **about, **part(before), "run_findings": [dataclasses.asdict(one) for one in training],
+        "after": part(after) if after is not None else None,
+    }
+
+
+def part(diagnosis: Diagnosis) -> dict[str, Any]:
+    """One sampler's share of the record."""
+    facts, cure = diagnosis.facts, diagnosis.prescription
+    trusted, last = facts.trusted, facts.path.records[-1]
+    content = {
+        "verdicts": diagnosis.verdicts,
+        "findings": [dataclasses.asdict(finding) for finding in diagnosis.findings],
+        "notes": list(diagnosis.notes),
+        "prescription": None if cure is None else {
+            "words": cure.words, "overrides": cure.overrides if cure.sampler else [], "training": list(cure.training)},
+        "trusted": list(trusted) if trusted else None,
+        "calibration": [{**dataclasses.asdict(c), "gain": c.gain, "trusted": c.trusted} for c in facts.calibrations],
+        "curvature": [{"step": bend.index, "on_path": bend.on_path, "step_size": bend.step_size, "a_times_L": bend.stiffness,
+                       "stable_below": 2 / bend.curvature.largest if bend.curvature.largest > 0 else None,
+                       **dataclasses.asdict(bend.curvature)} for bend in facts.bends],
+        "relaxation": facts.relaxation,
+        "ladder": dataclasses.asdict(facts.ladder),
+        "twin": {"off": list(facts.trial.off), "sound": facts.trial.sound},
+        "start": start_of(facts.sampler),
+        "end": {"distance": last.distance, "noise": last.noise, "rms": last.rms, "clamped": last.clamped,
+                "broken_after": facts.path.broken},
+        "steps": [dataclasses.asdict(step) for step in facts.path.records],
+    }
+    finite: dict[str, Any] = plain_numbers(content)
+    return finite
+
+
+def plain_numbers(tree: Any) -> Any:
+    """The same with null for numbers that JSON has not."""
+    if isinstance(tree, dict):
+        return {name: plain_numbers(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [plain_numbers(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def words(content: dict[str, Any]) -> str:
+    """The paragraph."""
+    said = [f"Verdict on {content['sampler']}: {', '.join(content['verdicts'])}."]
+    said += [f"{capital(finding['name'])}: {finding['words']}." for finding in [*content["findings"], *content["run_findings"]]]
+    if content["trusted"]:
+        said.append("On held-out images the score is to be trusted from σ = {:.3g} to {:.3g}.".format(*content["trusted"]))
+    else:
+        said.append("On held-out images the score is to be trusted at no level.")
+    said += [f"{capital(note)}." for note in content["notes"]]
+    if cure := content["prescription"]:
+        said.append(f"Prescription: {cure['words']}." if cure["words"] else "No setting of this sampler was found to cure it.")
+    if after := content["after"]:
+        said.append(f"Tried: {', '.join(after['verdicts'])}; distance from the data's statistics "
+                    f"{content['end']['distance']:.2g} before and {after['end']['distance']:.2g} after.")
+    return " ".join(said)
+
+
+def capital(text: str) -> str:
+    """With a capital letter to begin with."""
+    return text[:1].upper() + text[1:]
+
+
+def write(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, *, folder: Path) -> None:
+    """Writes diagnosis.json, diagnosis.txt and diagnosis.png into ``folder``."""
+    from launch.figure import draw  # needs matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "diagnosis.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(folder / "diagnosis.txt", (words(content) + "\n").encode())
+    draw(content, before, after, folder / "diagnosis.png")

@@ -1,0 +1,75 @@
+"""`launch/diagnose.py` from end to end, and the doctor's part in training."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Command, final_state, fingerprint
+
+from ebm.train.metrics import read
+
+QUICK = ["effort.samples=4", "effort.calibration=8", "effort.levels=1", "effort.states=2", "effort.curvature=1",
+         "effort.iterations=4", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    command("train", *tiny, f"run={run}", "budget.images=160", "diagnose.every=40")
+    return run
+
+
+def test_an_unstable_descent_is_diagnosed_and_tried_again(trained: Path, command: Command, tmp_path: Path) -> None:
+    done = command("diagnose", f"run={trained}", "sampler=gradient_descent", "sampler.step_size=5", "sampler.clamp=1", "--try",
+                   f"out={tmp_path}/out", *QUICK)
+    content = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert content["verdicts"][0] == "diverging"
+    assert content["sampler"] == "gradient_descent" and content["settings"]["step_size"] == 5
+    assert any(override.startswith("sampler.step_size=") for override in content["prescription"]["overrides"])
+    assert "diverging" not in content["after"]["verdicts"]
+    assert len(content["steps"]) == 200 and len(content["calibration"]) > 4
+    assert "Diverging: " in (tmp_path / "out" / "diagnosis.txt").read_text()
+    assert (tmp_path / "out" / "diagnosis.png").stat().st_size > 20_000
+    assert "Is the score calibrated?" in done.stdout
+
+
+@pytest.mark.parametrize(("bad", "said"), [
+    (["run=nowhere"], "run: nowhere holds no config.yaml"),
+    (["sampler.steps=0"], "sampler.steps: 0 is not accepted"),
+    (["effort.samples=1"], "effort.samples: 1 is not accepted; it must be at least 2"),
+    (["data=nowhere.beton"], "nowhere.beton: no such data file"),
+    (["try=perhaps"], "try: 'perhaps' is not accepted; it must be bool"),
+    (["smapler=heun"], "smapler: no such key"),
+])
+def test_refusals_are_one_line(bad: list[str], said: str, trained: Path, command: Command, tmp_path: Path) -> None:
+    done = command("diagnose", f"run={trained}", f"out={tmp_path}/out", "device=cpu", *bad, check=False)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and said in line
+
+
+def test_training_logs_calibration_and_is_not_touched_by_it(trained: Path, tiny: list[str], command: Command, tmp_path: Path) -> None:
+    records = [record for record in read(trained / "metrics.jsonl") if record["event"] == "calibration"]
+    assert {record["step"] for record in records} == {5, 10, 15, 20}
+    assert {"sigma", "explained", "slope", "gain", "images"} <= set(records[0])
+    command("train", *tiny, f"run={tmp_path}/run", "budget.images=160")
+    assert fingerprint(final_state(tmp_path / "run")) == fingerprint(final_state(trained))
+
+
+def test_a_useless_fall_of_the_loss_is_warned_of_once(tiny: list[str], command: Command, tmp_path: Path) -> None:
+    options = [*tiny, f"run={tmp_path}/run", "diagnose.every=40", "rate.peak=1e-9", "objective/weighting=edm"]
+    command("train", *options, "budget.images=80")
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    first = json.loads(next(line for line in lines if '"event": "train"' in line))
+    path.write_text("\n".join([json.dumps({**first, "step": 0, "loss": 9.0}), *lines]) + "\n")  # as if it had begun higher
+    done = command("train", *options, "budget.images=240")
+    warnings = [record for record in read(path) if record["event"] == "warning"]
+    assert len(warnings) == 1 and "guides no sampler" in warnings[0]["words"]
+    assert done.stderr.count("warning: the loss fell") == 1
+
+
+def test_two_processes_calibrate_as_one(tiny: list[str], command: Command, tmp_path: Path) -> None:
+    command("train", *tiny, f"run={tmp_path}/run", "budget.images=40", "diagnose.every=20", processes=2)
+    assert [r for r in read(tmp_path / "run" / "metrics.jsonl") if r["event"] == "calibration"]
