@@ -17,6 +17,7 @@ from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
 from launch.build import build, naming
+from launch.entry import CONFIGS
 from launch.point import Point
 from launch.run import flat, is_free
 
@@ -55,6 +56,11 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             cfg = compose("train", ["run=x", *train])
             trained[train] = training(train, cfg, label(train, names[0]), store=store, code=code)
         point = found.setdefault(trained[train].folder, trained[train])
+        experiment = next((one for one in train if key(one) == "experiment"), "experiment=null")
+        brought = () if experiment.endswith("=null") else sampler_of(experiment.split("=", 1)[1])
+        shown = sample
+        if brought and "sampler" not in {key(override) for override in sample}:  # an experiment may be a sampler's, too
+            sample, shown = split((*brought, *sample))[1], (experiment, *sample)
         given = {key(override) for override in sample}
         full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))
         settings = samplers(full)
@@ -62,7 +68,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             check_sampler(OmegaConf.to_yaml(settings.sampler))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
         folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(OmegaConf.to_yaml(settings))[:8]}"
-        found.setdefault(folder, Point("sample", label(sample, names[1] | {"sampler"}), folder, full, of=point))
+        found.setdefault(folder, Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point))
     return list(found.values())
 
 
@@ -77,6 +83,22 @@ def training(overrides: tuple[str, ...], cfg: DictConfig, label: str, *, store: 
     parts = [chosen[name] for name in ("model", "schedule") if name in chosen]  # in this order, whatever the command line's
     words = [plain_name(word) for word in (str(cfg.data.name), *parts, f"seed{cfg.seed}")]
     return Point("train", label, store / "runs" / "-".join([*words, name]), overrides, steps=steps)
+
+
+def sampler_of(name: str) -> tuple[str, ...]:
+    """The sampler that an experiment brings, as overrides: its choices and values, after those of experiments it stands on."""
+    tree = OmegaConf.load(CONFIGS / "experiment" / f"{name}.yaml")
+    assert isinstance(tree, DictConfig)
+    found: list[str] = []
+    for entry in tree.get("defaults", []):
+        if isinstance(entry, str):
+            found += sampler_of(entry.removeprefix("/experiment/")) if entry.startswith("/experiment/") else ()
+        else:
+            found += [f"{str(group).removeprefix('override /')}={choice}" for group, choice in entry.items()
+                      if str(group).startswith("override /sampler")]
+    values = flat(OmegaConf.to_container(tree), "")
+    found += [f"{key}={'null' if value is None else value}" for key, value in values.items() if key.startswith("sampler.")]
+    return tuple(found)
 
 
 def varying(parts: Sequence[tuple[str, ...]]) -> set[str]:
@@ -134,7 +156,7 @@ def parsed(text: str) -> DictConfig:
 
 def label(overrides: Iterable[str], names: set[str]) -> str:
     """The overrides that tell a point apart, as a reader wants them: `schedule=single seed=1` is `single seed=1`."""
-    return " ".join(override.split("=", 1)[1] if key(override) in ("schedule", "model", "sampler") else override
+    return " ".join(override.split("=", 1)[1] if key(override) in ("schedule", "model", "sampler", "experiment") else override
                     for override in overrides if key(override) in names) or "default"
 
 
