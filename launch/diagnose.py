@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import Dataset
 from ebm.diagnose.doctor import Doctor
+from ebm.diagnose.facts import Finding
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import short_average, spread, unguided
-from ebm.diagnose.verdict import Finding
 from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
         stack.enter_context(recorded(Path(cfg.out)))
         with checking():
             timeout = plain(cfg, "timeout_seconds", float, least=1)
-            world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout))
+            world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout, peers_seconds=timeout))
             drawing = drawn()
             if world.size > 1:
                 raise ValueError(f"processes: {world.size} are not accepted; a diagnosis takes one, without torchrun")
@@ -73,9 +73,9 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
     artist, step = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
-    data = Dataset.open(cfg.data or config.data.test or config.data.train)
+    data = Dataset.open(cfg.held_out or config.data.test or config.data.train)
     if data.shape != artist.shape:
-        raise ValueError(f"data: images of {data.shape} are not accepted; the run's are {artist.shape}")
+        raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
     images = data.images(torch.arange(min(plain(cfg, "images", int, least=16), data.count)), device=world.device)
     schedule: NoiseSchedule = build(config.schedule, key="schedule")
     ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # what training has seen enough of

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ebm.diagnose.doctor import Diagnosis
+from ebm.diagnose.facts import Finding
 from ebm.diagnose.plan import start_of
-from ebm.diagnose.verdict import Finding
-from ebm.train.checkpoint import write_atomically
+from ebm.files import write_atomically
 
 
 def record(before: Diagnosis, after: Diagnosis | None, *, about: dict[str, Any], training: list[Finding]) -> dict[str, Any]:

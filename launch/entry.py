@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
@@ -18,9 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ebm.train.distributed import World
 from launch.faults import Refused
 from launch.job import verdict
+
+if TYPE_CHECKING:
+    from ebm.train.distributed import World
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -96,7 +98,7 @@ def explain(error: Exception, config: str) -> str:
     """Hydra's error as one line that names the key and what is accepted."""
     text = " ".join(str(error).split())
     if match := re.search(r"Could not override '([^']+)'.*[Nn]o match in the defaults list", text):
-        if match[1] in groups():
+        if match[1] in groups() and "/" in match[1]:
             return f"{match[1]}: the {match[1].rpartition('/')[0]} that is chosen takes none"
         return f"{match[1]}: not a group of this config; groups: {', '.join(groups())}"
     if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):

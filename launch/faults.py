@@ -12,8 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ebm.train.checkpoint import write_atomically
-from ebm.train.distributed import lost_peer
+from ebm.files import write_atomically
 from launch.job import node, start, verdict
 
 
@@ -39,6 +38,8 @@ def recorded(folder: Path) -> Iterator[None]:
     except Exception as error:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
+        from ebm.train.distributed import lost_peer  # torch, which a process that only submits is spared
+
         if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
             verdict("failed")
             record(folder, f"{type(error).__name__}: {error}", text)

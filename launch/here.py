@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import submitit
-import torch
 from tqdm import tqdm
 
 from launch.job import become
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 def here(study: Study) -> None:
     """Runs the points on this machine through submitit's local executor: one for each GPU at a time, or in turn."""
+    import torch  # here alone: a process that submits is spared it
+
     places: list[int | None] = list(range(torch.cuda.device_count())) or [None]
     waiting = [point for point in study.points if study.jobs[point.folder] != "done"]
     print(f"no sbatch here: {len(waiting)} jobs run on this machine, {len(places)} at a time; "

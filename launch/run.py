@@ -10,16 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ebm.train.checkpoint import Checkpoints, write_atomically
-
-# What a resumed run may change without becoming another run; any other key must be what it was.
-FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every",
-        "save.keep", "preview", "diagnose", "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test",
-        "data.resident_bytes", "data.workers", "experiment")
+from ebm.files import write_atomically
+from ebm.train.checkpoint import Checkpoints
+from launch.identity import difference
 
 
 @dataclass(frozen=True)
@@ -104,22 +100,3 @@ class RunFolder:
             raise FileNotFoundError(f"checkpoint: {which!r} is not in {checkpoints.folder}; "
                                     f"there are {', '.join(p.name for p in checkpoints.paths()) or 'none'}")
         return path
-
-
-def difference(old: DictConfig, new: DictConfig) -> list[str]:
-    """The keys that must not differ between two starts of one run, and do, as "key: old -> new"."""
-    before, after = flat(OmegaConf.to_container(old)), flat(OmegaConf.to_container(new))
-    names = [name for name in sorted({*before, *after}) if not is_free(name)]
-    return [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names if before.get(name) != after.get(name)]
-
-
-def is_free(name: str) -> bool:
-    """Whether a resumed run may change this dotted key."""
-    return any(name == free or name.startswith(f"{free}.") for free in FREE)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one level of dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix.rstrip("."): tree}
-    return {key: value for name, below in tree.items() for key, value in flat(below, f"{prefix}{name}.").items()}

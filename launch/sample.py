@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from ebm.data import to_float, to_uint8
 from ebm.energy import Preconditioned
+from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.samplers.step import Step
 from ebm.sampling import Sampler, batches_of, last, trajectory
-from ebm.train.checkpoint import load, write_atomically
+from ebm.train.checkpoint import load
 from ebm.train.distributed import World, join
 from ebm.train.precision import Precision
 from launch.build import best_precision, build, naming, plain

@@ -9,17 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ebm.data import Dataset
-from ebm.energy import Preconditioned, check_shapes
-from ebm.sampling import trajectory
-from launch.build import build, naming
 from launch.entry import CONFIGS
+from launch.identity import flat, is_free
 from launch.point import Point
-from launch.run import flat, is_free
 
 STUDY = ("dry", "cluster", "sweep", "store", "code")  # keys of configs/sweep.yaml that are no run's
 
@@ -43,8 +38,8 @@ def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(train.values()), tuple(sample.values())
 
 
-def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[str]], DictConfig], store: Path, code: str,
-           sampling: Mapping[Any, Any]) -> list[Point]:
+def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[str]], DictConfig],
+           check: Callable[[str, str], Any], store: Path, code: str, sampling: Mapping[Any, Any]) -> list[Point]:
     """The points of a multirun, each training once, each checked; raises ValueError where a run can't be made of one."""
     trained: dict[tuple[str, ...], Point] = {}
     found: dict[Path, Point] = {}
@@ -54,7 +49,9 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
     for train, sample in tqdm(parts, desc="checking", unit="point", disable=len(parts) < 20 or None):
         if train not in trained:
             cfg = compose("train", ["run=x", *train])
-            trained[train] = training(train, cfg, label(train, names[0]), store=store, code=code)
+            sha256, steps = check("train", OmegaConf.to_yaml(cfg))
+            folder = store / "runs" / run_name(train, cfg, sha256=sha256, code=code)
+            trained[train] = Point("train", label(train, names[0]), folder, train, steps=steps)
         point = found.setdefault(trained[train].folder, trained[train])
         experiment = next((one for one in train if key(one) == "experiment"), "experiment=null")
         brought = () if experiment.endswith("=null") else sampler_of(experiment.split("=", 1)[1])
@@ -64,25 +61,21 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
         given = {key(override) for override in sample}
         full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))
         settings = samplers(full)
-        with naming("sampler."):
-            check_sampler(OmegaConf.to_yaml(settings.sampler))
+        check("sample", OmegaConf.to_yaml(settings.sampler))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
         folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(OmegaConf.to_yaml(settings))[:8]}"
         found.setdefault(folder, Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point))
     return list(found.values())
 
 
-def training(overrides: tuple[str, ...], cfg: DictConfig, label: str, *, store: Path, code: str) -> Point:
-    """One run of training, in a folder named by what it is a function of: config, data and code."""
-    sha256 = check(cfg)
+def run_name(overrides: tuple[str, ...], cfg: DictConfig, *, sha256: str, code: str) -> str:
+    """Name of the folder of a run, by what it is a function of: config, data and code."""
     what = {name: value for name, value in flat(OmegaConf.to_container(cfg)).items()
             if name == "budget.images" or not is_free(name)}
-    name = digest(json.dumps([what, sha256, code], sort_keys=True, default=str))[:12]
-    steps = build(cfg.budget, key="budget").steps
     chosen = {key(one): one.split("=", 1)[1] for one in overrides if key(one) in ("model", "schedule")}
     parts = [chosen[name] for name in ("model", "schedule") if name in chosen]  # in this order, whatever the command line's
     words = [plain_name(word) for word in (str(cfg.data.name), *parts, f"seed{cfg.seed}")]
-    return Point("train", label, store / "runs" / "-".join([*words, name]), overrides, steps=steps)
+    return "-".join([*words, digest(json.dumps([what, sha256, code], sort_keys=True, default=str))[:12]])
 
 
 def sampler_of(name: str) -> tuple[str, ...]:
@@ -109,49 +102,6 @@ def varying(parts: Sequence[tuple[str, ...]]) -> set[str]:
             values.setdefault(key(override), set()).add(override)
     everywhere = set.intersection(*({key(one) for one in overrides} for overrides in parts)) if parts else set()
     return {name for name, different in values.items() if len(different) > 1 or name not in everywhere}
-
-
-def check(cfg: DictConfig) -> str:
-    """Raises ValueError or OSError, naming the key, where no run can be made of a config; SHA-256 of its data."""
-    for part in ("objective", "schedule", "rate", "optimizer"):
-        build_once(part, OmegaConf.to_yaml(cfg[part]))
-    data = opened(cfg.data.train)
-    check_model(OmegaConf.to_yaml(cfg.model), data.shape)
-    return data.manifest.sha256
-
-
-@functools.lru_cache(None)
-def opened(path: str) -> Dataset:
-    """A data set, once."""
-    return Dataset.open(path)
-
-
-@functools.lru_cache(None)
-def build_once(name: str, text: str) -> None:
-    """Builds a part of a config, to see whether it can be."""
-    build(parsed(text), key=name)
-
-
-@functools.lru_cache(None)
-def check_model(text: str, shape: tuple[int, int, int]) -> None:
-    """Builds a model without memory or time of its own, and holds it against the images' shape."""
-    with torch.device("meta"):
-        model: Preconditioned = build(parsed(text), key="model")
-    check_shapes(model, shape)
-
-
-@functools.lru_cache(None)
-def check_sampler(text: str) -> None:
-    """Builds a sampler and begins a trajectory, which is when samplers check their values."""
-    trajectory(Preconditioned(torch.nn.Identity(), sigma_data=0.5), build(parsed(text), key="sampler"),
-               shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))
-
-
-def parsed(text: str) -> DictConfig:
-    """A config from YAML."""
-    cfg = OmegaConf.create(text)
-    assert isinstance(cfg, DictConfig)
-    return cfg
 
 
 def label(overrides: Iterable[str], names: set[str]) -> str:

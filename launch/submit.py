@@ -18,7 +18,8 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import DictConfig, OmegaConf
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
-from ebm.train.checkpoint import write_atomically
+from ebm.files import write_atomically
+from launch.apart import checking_apart
 from launch.arrays import Array, plan
 from launch.cluster import array_limit, available, queued
 from launch.here import here
@@ -48,7 +49,9 @@ class Study:
         sampling = OmegaConf.to_container(self.cfg.sample, resolve=True)
         assert isinstance(sampling, dict)
         with locked(store):  # so that two studies submitted at once see each other's jobs
-            self.points = points(jobs, store=store, code=self.code.name, compose=self.compose, sampling=sampling)
+            with checking_apart() as check:
+                self.points = points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
+                                     sampling=sampling)
             live = queued() if slurm else set()
             self.jobs = {point.folder: "done" if point.done() else holder(point, live) for point in self.points}
             arrays = plan(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))

@@ -14,8 +14,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from ebm.train import checkpoint
-from ebm.train.checkpoint import Checkpoints, DamagedCheckpointError, load, write_atomically
+from ebm import files
+from ebm.files import write_atomically
+from ebm.train.checkpoint import Checkpoints, DamagedCheckpointError, load
 
 SAVING = """
 import sys, torch
@@ -105,7 +106,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(2, state(2))
     assert list(tmp_path.iterdir()) == [first]

@@ -38,7 +38,7 @@ def test_an_unstable_descent_is_diagnosed_and_tried_again(trained: Path, command
     (["run=nowhere"], "run: nowhere holds no config.yaml"),
     (["sampler.steps=0"], "sampler.steps: 0 is not accepted"),
     (["effort.samples=1"], "effort.samples: 1 is not accepted; it must be at least 2"),
-    (["data=nowhere.beton"], "nowhere.beton: no such data file"),
+    (["held_out=nowhere.beton"], "nowhere.beton: no such data file"),
     (["try=perhaps"], "try: 'perhaps' is not accepted; it must be bool"),
     (["smapler=heun"], "smapler: no such key"),
 ])
@@ -49,7 +49,8 @@ def test_refusals_are_one_line(bad: list[str], said: str, trained: Path, command
     assert line.startswith("error: ") and said in line
 
 
-def test_training_logs_calibration_and_is_not_touched_by_it(trained: Path, tiny: list[str], command: Command, tmp_path: Path) -> None:
+def test_training_logs_calibration_and_is_not_touched_by_it(trained: Path, tiny: list[str], command: Command,
+                                                            tmp_path: Path) -> None:
     records = [record for record in read(trained / "metrics.jsonl") if record["event"] == "calibration"]
     assert {record["step"] for record in records} == {5, 10, 15, 20}
     assert {"sigma", "explained", "slope", "gain", "images"} <= set(records[0])

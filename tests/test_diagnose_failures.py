@@ -10,7 +10,6 @@ from test_diagnose_regimes import EFFORT, LANGEVIN, diagnosed, plain
 from torch import Tensor
 
 from ebm.diagnose.calibration import calibrate
-
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import data_range, rounding_floor, sample_range, short_average, spread, unguided
 from ebm.samplers.annealed import annealed_langevin

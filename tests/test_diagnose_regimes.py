@@ -66,19 +66,21 @@ REGIMES = {
                                          {"diverging"}),
     "descent, tiny step": ("scaled", partial(gradient_descent, **{**DESCENT, "step_size": 1e-5}), {"frozen"}),
     "annealed, unstable": ("narrow", partial(annealed_langevin, **{**ANNEALED, "step_scale": 2.3}), {"diverging"}),
-    "annealed, step near the bound": ("narrow", partial(annealed_langevin, **{**ANNEALED, "step_scale": 1.5}), {"noise-dominated"}),
+    "annealed, step near the bound": ("narrow", partial(annealed_langevin, **{**ANNEALED, "step_scale": 1.5}),
+                                      {"noise-dominated"}),
     "annealed, tiny step": ("gaussian", partial(annealed_langevin, **{**ANNEALED, "step_scale": 1e-4}), {"frozen"}),
     "annealed, ladder too coarse": ("narrow", partial(annealed_langevin, **{**ANNEALED, "steps": 5, "steps_per_level": 2}),
                                     {"stuck between levels"}),
     "annealed, noise left": ("gaussian", partial(annealed_langevin, **{**ANNEALED, "denoise": False}), {"noise left"}),
-    "corrected, ladder too coarse": ("narrow", partial(predictor_corrector, **{**CORRECTED, "steps": 4}), {"stuck between levels"}),
+    "corrected, ladder too coarse": ("narrow", partial(predictor_corrector, **{**CORRECTED, "steps": 4}),
+                                     {"stuck between levels"}),
     "corrected, noise left": ("gaussian", partial(predictor_corrector, **{**CORRECTED, "denoise": False}), {"noise left"}),
     "metropolis, refused": ("narrow", partial(metropolis_annealed, **{**ANNEALED, "step_scale": 30.0}), {"frozen"}),
-    "heun, too few steps": ("gaussian", partial(heun, grid=FAR, steps=2, churn=0, churn_min=0, churn_max=math.inf, churn_noise=1),
-                            {"not mixed"}),
+    "heun, too few steps": (
+        "gaussian", partial(heun, grid=FAR, steps=2, churn=0, churn_min=0, churn_max=math.inf, churn_noise=1), {"not mixed"}),
     "multistep, too few steps": ("gaussian", partial(dpm_solver_pp_2m, grid=FAR, steps=2), {"not mixed"}),
-    "multistep, from too little noise": ("wide", partial(dpm_solver_pp_2m, grid=LogUniform(sigma_min=0.02, sigma_max=0.3), steps=40),
-                                         {"not mixed"}),
+    "multistep, from too little noise": (
+        "wide", partial(dpm_solver_pp_2m, grid=LogUniform(sigma_min=0.02, sigma_max=0.3), steps=40), {"not mixed"}),
 }
 CURABLE = [name for name in REGIMES if name not in ("multistep, from too little noise",)]
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,10 @@ def test_every_module_is_named_after_what_it_holds(folder: str) -> None:
 def test_no_file_has_grown_too_long(folder: str) -> None:
     lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources(folder)}
     assert not {name: count for name, count in lines.items() if count > 260}
+
+
+@pytest.mark.parametrize("module", ["launch.launcher", "launch.status", "launch.epilogue", "launch.job"])
+def test_what_runs_on_a_login_node_stays_small(module: str) -> None:
+    code = f"import sys, {module}; print({{'torch', 'numpy', 'matplotlib'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch import epilogue, store
 from launch.arrays import Array, plan
+from launch.checks import check
 from launch.entry import CONFIGS
 from launch.point import Point
 from launch.store import freeze
@@ -34,7 +35,7 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def make(jobs: list[list[str]], store: Path, code: str = "v1") -> list[Point]:
-    return points(jobs, compose=compose, store=store, code=code, sampling={"n": 4, "batch": None})
+    return points(jobs, compose=compose, check=check, store=store, code=code, sampling={"n": 4, "batch": None})
 
 
 def without_sampler(tiny: list[str]) -> list[str]:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ebm.diagnose.calibration import GREY, Calibration, calibrate, levels_around
 from ebm.diagnose.curvature import Curvature, curvature
+from ebm.diagnose.facts import Bend, Facts, Finding
 from ebm.diagnose.ladder import ladder
 from ebm.diagnose.plan import Bound, attempt, start_of
 from ebm.diagnose.prescription import Prescription, prescribe
 from ebm.diagnose.record import EnergyOf, Path, StepRecord, follow
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import data_range, rounding_floor, sample_range
-from ebm.diagnose.verdict import Bend, Facts, Finding, judge
+from ebm.diagnose.verdict import judge
 from ebm.randomness import generator, image_generators, normal_like
 from ebm.samplers.langevin import sigma_of
 from ebm.samplers.step import EnergyModel, ScoreModel, Step
@@ -169,7 +170,8 @@ class Doctor:
             record = path.records[index]
             a = None if record.denoising or record.step_size is None else record.step_size
             few = slice(0, self.effort.curvature)
-            if not record.denoising and (found := self.curved(x[few], sigma, source)):
+            farthest = torch.cat([x.abs().flatten(1).amax(1).argmax()[None], torch.arange(len(x), device=x.device)])[few]
+            if not record.denoising and (found := self.curved(x[farthest], sigma, source)):
                 yield Bend(index=index, curvature=found, step_size=a, on_path=True)
             if sigma not in measured:
                 measured.add(sigma)

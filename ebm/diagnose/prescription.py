@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ebm.diagnose.facts import Facts, Finding
 from ebm.diagnose.plan import Bound, attempt, changed
-from ebm.diagnose.verdict import Facts, Finding
 from ebm.samplers.annealed import annealed_langevin
 from ebm.schedule import LogUniform
 
@@ -124,7 +124,7 @@ def _ladders(facts: Facts, names: set[str]) -> Iterator[dict[str, object]]:
 def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
     """Candidates for a ladder's step size: as it is where it is stable, and the greatest that is safe."""
     settings = facts.sampler.keywords
-    safe = STIFFNESS / max([1.0, *(bend.curvature.largest * bend.curvature.sigma**2 for bend in facts.bends
+    safe = STIFFNESS / max([1.0, *(bend.curvature.largest * bend.curvature.sigma**2 for bend in facts.sane
                                    if not bend.on_path or bend.stiffness < 2)])
     large = bool(names & {"diverging", "noise-dominated"})
     if "step_scale" in settings and facts.tested:
@@ -181,8 +181,8 @@ def _single_level(facts: Facts, names: set[str]) -> Iterator[Cure]:
 
 def _curvature(facts: Facts) -> float:
     """L as a cured sampler will meet it: at noised images, and on the path as long as that is stable there."""
-    met = [bend.curvature.largest for bend in facts.bends if not bend.on_path or bend.stiffness < 2]
-    return max([1e-12, *(met or [bend.curvature.largest for bend in facts.bends])])
+    met = [bend.curvature.largest for bend in facts.sane if not bend.on_path or bend.stiffness < 2]
+    return max([1e-12, *(met or [bend.curvature.largest for bend in facts.sane])])
 
 
 def _ladder_instead(facts: Facts, a: float) -> Iterator[Cure]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ def follow(
     records: list[StepRecord] = []
     kept: list[tuple[int, float, Tensor]] = []
     drifted, variance, x, broken = torch.zeros_like(start), 0.0, start, None
+    latest: deque[tuple[int, float, Tensor]] = deque(maxlen=4)  # where it breaks, what led there is looked at
     for step in steps:
         if not bool(step.x.isfinite().all()):
             broken = step.index
@@ -71,9 +73,11 @@ def follow(
                                energy=float(energy(x, step.sigma).mean()) if energy is not None and read else None))
         if look:
             kept.append((step.index, step.sigma, x.detach().clone()))
+        latest.append((step.index, step.sigma, x.detach()))
         yield records[-1]
-    if records and kept[-1][0] != records[-1].index:
-        kept.append((records[-1].index, records[-1].sigma, x.detach().clone()))
+    for state in [*latest] if broken is not None else [*latest][-1:]:
+        if state[0] > kept[-1][0]:
+            kept.append(state)
     yield Path(start=start, final=x, records=tuple(records), states=tuple(kept), broken=broken)
 
 

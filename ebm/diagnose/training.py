@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ebm.diagnose.calibration import Calibration
+from ebm.diagnose.facts import Finding
 from ebm.diagnose.reference import Reference
-from ebm.diagnose.verdict import Finding
 
 
 def data_range(images: Tensor) -> Finding | None:

@@ -2,95 +2,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable
 
-from ebm.diagnose.calibration import GREY, Calibration, trusted_range
-from ebm.diagnose.curvature import Curvature
-from ebm.diagnose.ladder import Ladder
-from ebm.diagnose.plan import Bound, Trial
-from ebm.diagnose.record import Path, StepRecord, langevin_moves
-from ebm.diagnose.reference import Reference
-
-Number = float | int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Something that is wrong, in words, with the numbers that show it."""
-
-    name: str
-    words: str
-    numbers: Mapping[str, Number]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bend:
-    """A curvature, and the step size used where it was measured."""
-
-    index: int
-    curvature: Curvature
-    step_size: float | None
-    on_path: bool  # or at held-out images noised to the same level
-
-    @property
-    def stiffness(self) -> float:
-        """a·L, stable below 2; 0 where the sampler has no step size."""
-        return 0.0 if self.step_size is None else self.step_size * self.curvature.largest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """All that was measured."""
-
-    sampler: Bound
-    reference: Reference
-    calibrations: tuple[Calibration, ...]
-    beginning: Calibration | None  # at the start's noise, told the sampler's only level
-    path: Path
-    ladder: Ladder
-    bends: tuple[Bend, ...]
-    trial: Trial
-
-    @property
-    def moves(self) -> list[StepRecord]:
-        """Langevin's and its relatives'."""
-        return langevin_moves(self.path.records)
-
-    @property
-    def single(self) -> bool:
-        """Whether all moves are Langevin's at one level."""
-        return self.ladder.levels == 1 and bool(self.moves)
-
-    @property
-    def tested(self) -> bool:
-        """Whether moves pass a Metropolis test, which forgives large steps by refusing them."""
-        return any(record.acceptance is not None for record in self.moves)
-
-    @property
-    def sharpest(self) -> Bend | None:
-        """Where a·L is greatest."""
-        return max(self.bends, key=lambda bend: bend.stiffness, default=None)
-
-    @property
-    def temperature(self) -> float | None:
-        """The median of b²/(2a) over the moves."""
-        return median(record.temperature or 0.0 for record in self.moves) if self.moves else None
-
-    @property
-    def relaxation(self) -> float | None:
-        """Σ a·λ of a single level, λ the mean curvature trace/D: e-folds in which a typical direction forgets its start."""
-        if not self.single:
-            return None
-        means = [[bend.curvature.mean for bend in self.bends if bend.on_path is here] for here in (True, False)]
-        typical = max((median(values) for values in means if values), default=0.0)  # the benefit of the doubt
-        return max(0.0, typical) * sum(record.step_size or 0.0 for record in self.moves)
-
-    @property
-    def trusted(self) -> tuple[float, float] | None:
-        """The range of σ in which the score is to be trusted."""
-        return trusted_range(self.calibrations)
+from ebm.diagnose.calibration import GREY
+from ebm.diagnose.facts import Facts, Finding, Number
 
 
 def diverging(facts: Facts) -> Finding | None:
@@ -119,7 +34,7 @@ def diverging(facts: Facts) -> Finding | None:
 
 def _growth(facts: Facts) -> float | None:
     """How much sharper the path became, where it began stable and did not end so."""
-    here = [bend for bend in facts.bends if bend.on_path]
+    here = [bend for bend in facts.sane if bend.on_path]
     if not here or here[0].stiffness > 2 or max(bend.stiffness for bend in here) <= 2 or here[0].curvature.largest <= 0:
         return None
     return max(bend.curvature.largest for bend in here) / here[0].curvature.largest
@@ -172,7 +87,7 @@ def blind(facts: Facts) -> Finding | None:
     if not visited or not facts.calibrations:
         return None
     near = [min(facts.calibrations, key=lambda c: abs(math.log(c.sigma / sigma))) for sigma in visited]
-    lost = [record for record, calibration in zip(visited, near, strict=True) if not calibration.trusted]
+    lost = [sigma for sigma, calibration in zip(visited, near, strict=True) if not calibration.trusted]
     share = len(lost) / len(visited)
     trusted = facts.trusted
     numbers: dict[str, Number] = {"share_of_steps": share, "trusted_from": trusted[0] if trusted else None,
@@ -249,7 +164,8 @@ def astray(facts: Facts) -> Finding | None:
         return None
     return Finding(name="blind", numbers={"distance": last.distance}, words=(
         f"with a perfect score it would end right, and with this one it ends at a distance of {last.distance:.2g} from the "
-        "data's statistics (1: a constant image's): the score is wrong where the sampler goes, whatever it is worth at noised images"))
+        "data's statistics (1: a constant image's): the score is wrong where the sampler goes, whatever it is worth at noised "
+        "images"))
 
 
 Rule = Callable[[Facts], Finding | None]

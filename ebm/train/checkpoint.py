@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,27 +13,10 @@ from typing import Any
 
 import torch
 
+from ebm.files import write_atomically
+
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 State = dict[str, Any]
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that a reader finds the old one or the new one whole, even after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class DamagedCheckpointError(ValueError):

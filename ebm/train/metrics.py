@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ebm.train.checkpoint import write_atomically
+from ebm.files import write_atomically
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,100 @@
+"""What was measured, as the rules of the verdict read it."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from ebm.diagnose.calibration import Calibration, trusted_range
+from ebm.diagnose.curvature import Curvature
+from ebm.diagnose.ladder import Ladder
+from ebm.diagnose.plan import Bound, Trial
+from ebm.diagnose.record import Path, StepRecord, langevin_moves
+from ebm.diagnose.reference import Reference
+
+Number = float | int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is wrong, in words, with the numbers that show it."""
+
+    name: str
+    words: str
+    numbers: Mapping[str, Number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bend:
+    """A curvature, and the step size used where it was measured."""
+
+    index: int
+    curvature: Curvature
+    step_size: float | None
+    on_path: bool  # or at held-out images noised to the same level
+
+    @property
+    def stiffness(self) -> float:
+        """a·L, stable below 2; 0 where the sampler has no step size."""
+        return 0.0 if self.step_size is None else self.step_size * self.curvature.largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that was measured."""
+
+    sampler: Bound
+    reference: Reference
+    calibrations: tuple[Calibration, ...]
+    beginning: Calibration | None  # at the start's noise, told the sampler's only level
+    path: Path
+    ladder: Ladder
+    bends: tuple[Bend, ...]
+    trial: Trial
+
+    @property
+    def moves(self) -> list[StepRecord]:
+        """Langevin's and its relatives'."""
+        return langevin_moves(self.path.records)
+
+    @property
+    def single(self) -> bool:
+        """Whether all moves are Langevin's at one level."""
+        return self.ladder.levels == 1 and bool(self.moves)
+
+    @property
+    def tested(self) -> bool:
+        """Whether moves pass a Metropolis test, which forgives large steps by refusing them."""
+        return any(record.acceptance is not None for record in self.moves)
+
+    @property
+    def sharpest(self) -> Bend | None:
+        """Where a·L is greatest."""
+        return max(self.sane, key=lambda bend: bend.stiffness, default=None)
+
+    @property
+    def sane(self) -> tuple[Bend, ...]:
+        """Those measured where images can be: not where a state has already exploded."""
+        start = float(self.path.start.square().mean())
+        rms = {record.index: record.rms for record in self.path.records}
+        return tuple(bend for bend in self.bends if not bend.on_path or rms[bend.index] ** 2
+                     <= 9 * max(start, self.reference.scatter + bend.curvature.sigma**2)) or self.bends
+
+    @property
+    def temperature(self) -> float | None:
+        """The median of b²/(2a) over the moves."""
+        return median(record.temperature or 0.0 for record in self.moves) if self.moves else None
+
+    @property
+    def relaxation(self) -> float | None:
+        """Σ a·λ of a single level, λ the mean curvature trace/D: e-folds in which a typical direction forgets its start."""
+        if not self.single:
+            return None
+        means = [[bend.curvature.mean for bend in self.bends if bend.on_path is here] for here in (True, False)]
+        typical = max((median(values) for values in means if values), default=0.0)  # the benefit of the doubt
+        return max(0.0, typical) * sum(record.step_size or 0.0 for record in self.moves)
+
+    @property
+    def trusted(self) -> tuple[float, float] | None:
+        """The range of σ in which the score is to be trusted."""
+        return trusted_range(self.calibrations)
