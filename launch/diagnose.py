@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import Dataset
-from ebm.diagnose.doctor import Doctor
+from ebm.diagnose.doctor import Diagnosis, Doctor
 from ebm.diagnose.facts import Finding
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import short_average, spread, unguided
@@ -32,10 +32,13 @@ from launch.entry import checking, run
 from launch.faults import recorded
 from launch.run import RunFolder
 from launch.sample import prepare
+from launch.study import key
+
+ROUNDS = 3  # of prescribing and trying, at most
 
 
 def main(cfg: DictConfig) -> None:
-    """Diagnoses one sampler on one run, and once more with the prescription where that is asked for."""
+    """Diagnoses one sampler on one run, and again with what is prescribed where that is asked for."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(recorded(Path(cfg.out)))
         with checking():
@@ -51,13 +54,23 @@ def main(cfg: DictConfig) -> None:
             Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
         with checking():
             before = doctor.diagnose(sampler)
-            cure = before.prescription
-            after = doctor.diagnose(repeated(cfg, cure.overrides)) if again and cure is not None and cure.sampler else None
+            after, tried = cured(cfg, doctor, before) if again else (None, [])
         stack.close()
         about |= {"seconds": round(time.perf_counter() - start, 1)}
-        content = record(before, after, about=about, training=failings(cfg, doctor.images))
+        content = record(before, after, about=about | {"tried": tried}, training=failings(cfg, doctor.images))
         write(content, before, after, folder=Path(cfg.out))
         drawing.show(content, words(content), Path(cfg.out))
+
+
+def cured(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis | None, list[list[str]]]:
+    """What became of the sampler with what was prescribed, and each round's overrides: a cured sampler goes where the sick
+    one did not, and may meet what nobody had measured, so that it is prescribed for anew."""
+    latest, tried = before, list[list[str]]()
+    while len(tried) < ROUNDS and (cure := latest.prescription) is not None and cure.sampler is not None:
+        kept = [] if cure.choices or not tried else [o for o in tried[-1] if key(o) not in {*map(key, cure.overrides)}]
+        tried.append([*kept, *cure.overrides])
+        latest = doctor.diagnose(repeated(cfg, tried[-1]))
+    return latest if tried else None, tried
 
 
 def drawn() -> Any:

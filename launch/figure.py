@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -50,7 +51,7 @@ def show(content: dict[str, Any], text: str, folder: Path) -> None:
 
 def calibration_table(content: dict[str, Any]) -> Table:
     """The score, level by level."""
-    table = Table("σ", "explained", "a Gaussian's", "slope", "trusted", title="Is the score calibrated?")
+    table = Table("σ", "explained", "a Gaussian's", "slope", "trusted", title="Is the score calibrated?", box=SIMPLE_HEAD)
     for row in content["calibration"]:
         table.add_row(f"{row['sigma']:.3g}", number(row["explained"]), number(row["gaussian"]), number(row["slope"]),
                       "yes" if row["trusted"] else "no")
@@ -59,20 +60,20 @@ def calibration_table(content: dict[str, Any]) -> Table:
 
 def step_table(content: dict[str, Any]) -> Table:
     """A dozen of the steps."""
-    table = Table("step", "σ", "drift", "noise", "b²/2a", "Σ drift", "Σ noise", "E", "clamped", "distance", "seen σ",
-                  title="What does a step do?")
+    table = Table("step", "σ", "drift", "noise", "b²/2a", "moved", "energy", "clamped", "distance", "seen σ",
+                  title="What does a step do?", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     steps = content["steps"]
     for index in sorted({round(i * (len(steps) - 1) / 11) for i in range(12)}):
         s = steps[index]
         table.add_row(str(s["index"]), *(number(s[name]) for name in (
-            "sigma", "drift", "noise_size", "temperature", "drift_total", "noise_total", "energy")), f"{s['clamped']:.0%}",
+            "sigma", "drift", "noise_size", "temperature", "moved", "energy")), f"{s['clamped']:.0%}",
             number(s["distance"]), number(s["noise"]))
     return table
 
 
 def finding_table(content: dict[str, Any]) -> Table:
     """Verdicts and their reasons."""
-    table = Table("verdict", "because", title="Verdict")
+    table = Table("verdict", "because", title="Verdict", box=SIMPLE_HEAD)
     for finding in [*content["findings"], *content["run_findings"]]:
         table.add_row(finding["name"], finding["words"])
     if not content["findings"]:
@@ -83,8 +84,10 @@ def finding_table(content: dict[str, Any]) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Three digits, or a dash for none."""
-    return "–" if value is None else f"{value:.3g}"
+    """Three digits, few characters, or a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
 
 
 def draw(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, path: Path) -> None:
@@ -130,7 +133,7 @@ def calibration_axes(axes: Axes, content: dict[str, Any]) -> None:
     axes.plot(sigma, slope.clip(-0.15, 1.3), color=ORANGE, marker=".", lw=1, label="slope (1 is right)")
     axes.axhline(1, color=ORANGE, lw=0.6, ls=":")
     axes.set(xscale="log", ylim=(-0.2, 1.35), xlabel="noise level σ", title="Is the score calibrated?")
-    axes.legend(fontsize=7, loc="upper left")
+    axes.legend(fontsize=7)
 
 
 def step_axes(axes: Axes, content: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ebm.randomness import image_generators, normal_like
 from ebm.samplers.step import Step
 
 Bound = functools.partial[Any]  # a sampler with its hyperparameters bound, as Hydra's _partial_ makes it
+FAR = 0.5  # a distance from the data's statistics that shows
 ROWS, IMAGES = 256, 8  # 2,048 samples of each band: its standard deviation is known to 1.6 %
 
 
@@ -26,6 +27,7 @@ class Trial:
     """Where a sampler ends on the twin."""
 
     off: tuple[float, ...]  # ln of the standard deviation reached over that of the law aimed at, for each band
+    lost: float  # distance of the law aimed at from the data's: detail that a denoising from the last level cannot give back
     ladder: Ladder
     acceptance: float | None
     moves: int
@@ -43,7 +45,7 @@ class Trial:
     @property
     def sound(self) -> bool:
         """Whether a perfect model would be sampled well."""
-        return self.mixed and self.followed and (self.acceptance is None or self.acceptance > 0.3)
+        return self.lost <= FAR and self.mixed and self.followed and (self.acceptance is None or self.acceptance > 0.3)
 
 
 @torch.no_grad()
@@ -63,10 +65,17 @@ def attempt(sampler: Bound, reference: Reference, *, seed: int) -> Trial:
     moves = [record.acceptance for record in records if record.acceptance is not None]
     return Trial(
         off=tuple(_log(one, goal) for one, goal in zip(reached, goals, strict=True)),
+        lost=distance_between(goals, twin.deviations, reference.sizes) if records[-1].denoising else 0.0,
         ladder=ladder(records, start=start_of(sampler), dimensions=reference.dimensions, clean=records[-1].step_size is None),
         acceptance=sum(moves) / len(moves) if moves else None,
         moves=len(records),
     )
+
+
+def distance_between(these: Sequence[float], those: Sequence[float], sizes: Sequence[int]) -> float:
+    """Fréchet distance of Gaussians with these standard deviations in each band from those, relative to those."""
+    apart = sum(size * (one - other) ** 2 for size, one, other in zip(sizes, these, those, strict=True))
+    return math.sqrt(apart / sum(size * other**2 for size, other in zip(sizes, those, strict=True)))
 
 
 def _log(one: float, goal: float) -> float:

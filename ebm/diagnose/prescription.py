@@ -76,9 +76,6 @@ def _repaired(facts: Facts, names: set[str], *, seed: int) -> Cure | None:
         return None
     best: tuple[float, Cure] | None = None
     for cure in _candidates(facts, names):
-        keywords = cure.sampler.keywords
-        if "start" in keywords and keywords.get("noise_size", 0.0) == 0.0:  # a descent aims at no law
-            return dataclasses.replace(cure, whole=True)
         trial = attempt(cure.sampler, facts.reference, seed=seed)
         if trial.sound:
             return dataclasses.replace(cure, whole=True)
@@ -156,22 +153,16 @@ def _covers(facts: Facts) -> bool:
 
 
 def _single_level(facts: Facts, names: set[str]) -> Iterator[Cure]:
-    """A safe step with more and more of them; with a denoising end where noise is left; a ladder where one level won't do."""
+    """A safe step with more and more of them; where noise is left, or is missing as in a descent, a ladder that ends clean."""
     settings = facts.sampler.keywords
     largest = _curvature(facts)
     descent = (facts.temperature or 0.0) < 0.1
     bad = bool(names & {"diverging", "noise-dominated", "frozen", "not mixed"})
-    a = (1.0 if descent else STIFFNESS) / largest if bad else settings["step_size"]
+    a = STIFFNESS / largest if bad else settings["step_size"]
     if "diverging" in names:
         a = min(a, settings["step_size"] / 4)  # where it is stable near the data and not where it strays to
     a = float(f"{a:.3g}")
-    if descent:
-        relaxed = (facts.relaxation or 0.0) / (settings["step_size"] * settings["steps"]) * a
-        steps = min(MOST_MOVES, max(settings["steps"], math.ceil(3 / max(relaxed, 1e-9))))
-        changes: dict[str, object] = {"step_size": a, "steps": steps}
-        yield Cure(choices=(), changes=changes, sampler=changed(facts.sampler, changes))
-        return
-    if not names & {"noise left", "blind"}:
+    if not descent and not names & {"noise left", "blind"}:
         for more in (1, 2, 4, 8, 16):
             if settings["steps"] * more <= MOST_MOVES:
                 changes = {"step_size": a, "steps": settings["steps"] * more, "noise_size": None}
@@ -193,7 +184,9 @@ def _ladder_instead(facts: Facts, a: float) -> Iterator[Cure]:
     top = min(high, 3 * math.sqrt(facts.reference.variances[0]))
     bottom = min(max(low, 0.01), sigma)
     rungs = max(2, math.ceil(math.log(max(top, sigma) / bottom) / math.log(1 + 3 / math.sqrt(2 * facts.reference.dimensions))))
-    ranges = [(bottom, max(top, sigma), rungs)] if _covers(facts) else []  # else its start would be no noised image
+    ranges = []
+    if _covers(facts) and top > 1.1 * bottom:  # else its start would be no noised image
+        ranges.append((bottom, max(top, sigma), rungs))
     if low <= sigma <= high:
         ranges.insert(0, (sigma * 0.999, sigma, 1))
     for least, greatest, levels in ranges:

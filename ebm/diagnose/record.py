@@ -17,7 +17,7 @@ EnergyOf = Callable[[Tensor, float], Tensor]  # (B, C, H, W), σ -> (B,)
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One move; RMS is over images and pixels."""
+    """One move, RMS over images and pixels; energy, distance and noise are of the state that lies at ``sigma``."""
 
     index: int
     sigma: float
@@ -48,7 +48,7 @@ class Path:
     start: Tensor  # (B, C, H, W)
     final: Tensor
     records: tuple[StepRecord, ...]
-    states: tuple[tuple[int, float, Tensor], ...]  # (step, σ told there, x after it)
+    states: tuple[tuple[int, float, Tensor], ...]  # (step, σ told there, the state that lies at it)
     broken: int | None  # step after which x was not finite any more
 
 
@@ -64,16 +64,18 @@ def follow(
         if not bool(step.x.isfinite().all()):
             broken = step.index
             break
-        x = step.x
+        before, x = x, step.x
+        # An ODE's solver leaves x at the next level, which a step doesn't tell: what is seen lies at σ before its move.
+        seen = x if step.step_size is not None or step.index == step.total - 1 else before
         drifted += step.drift
         variance += step.noise_size**2
         look = step.index % max(1, math.ceil(step.total / states)) == 0 or step.index == step.total - 1
         read = energy is not None and (step.index % math.ceil(step.total / 100) == 0 or look)
-        records.append(_record(step, start, drifted, variance, reference=reference, clamp=clamp,
-                               energy=float(energy(x, step.sigma).mean()) if energy is not None and read else None))
+        records.append(_record(step, seen, start, drifted, variance, reference=reference, clamp=clamp,
+                               energy=float(energy(seen, step.sigma).mean()) if energy is not None and read else None))
         if look:
-            kept.append((step.index, step.sigma, x.detach().clone()))
-        latest.append((step.index, step.sigma, x.detach()))
+            kept.append((step.index, step.sigma, seen.detach()))
+        latest.append((step.index, step.sigma, seen.detach()))
         yield records[-1]
     for state in [*latest] if broken is not None else [*latest][-1:]:
         if state[0] > kept[-1][0]:
@@ -81,8 +83,8 @@ def follow(
     yield Path(start=start, final=x, records=tuple(records), states=tuple(kept), broken=broken)
 
 
-def _record(step: Step, start: Tensor, drifted: Tensor, variance: float, *, reference: Reference, clamp: float | None,
-            energy: float | None) -> StepRecord:
+def _record(step: Step, seen: Tensor, start: Tensor, drifted: Tensor, variance: float, *, reference: Reference,
+            clamp: float | None, energy: float | None) -> StepRecord:
     a, b = step.step_size, step.noise_size
     cleaned = is_denoising(step) or (a is None and step.index == step.total - 1)  # x lies at σ = 0 after it
     return StepRecord(
@@ -90,7 +92,7 @@ def _record(step: Step, start: Tensor, drifted: Tensor, variance: float, *, refe
         temperature=None if a is None else b**2 / (2 * a), drift_total=_rms(drifted), noise_total=math.sqrt(variance),
         moved=_rms(step.x - start), rms=_rms(step.x),
         clamped=0.0 if clamp is None else float((step.x.abs() >= clamp).float().mean()),
-        energy=energy, distance=reference.distance(step.x, sigma=0.0 if cleaned else step.sigma), noise=reference.noise(step.x),
+        energy=energy, distance=reference.distance(seen, sigma=0.0 if cleaned else step.sigma), noise=reference.noise(seen),
         acceptance=None if step.acceptance is None else float(step.acceptance.mean()))
 
 

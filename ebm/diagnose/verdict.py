@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ebm.diagnose.calibration import GREY
 from ebm.diagnose.facts import Facts, Finding, Number
+from ebm.diagnose.plan import FAR
 
 
 def diverging(facts: Facts) -> Finding | None:
@@ -118,12 +119,17 @@ def stuck(facts: Facts) -> Finding | None:
 
 
 def not_mixed(facts: Facts) -> Finding | None:
-    """A sampler that would not reach a plain Gaussian of the data's shape, or an energy that still moves at the end."""
+    """A sampler that would not reach a plain Gaussian of the data's shape, a descent, which ends at modes and samples
+    nothing, or an energy that still moves at the end."""
     drift = energy_drift(facts)
     descent = facts.single and (facts.temperature or 0.0) < 0.1
     worst = max(facts.trial.off, key=abs) if not descent else 0.0
     numbers: dict[str, Number] = {"worst_band": worst, "energy_drift": drift}
     said = []
+    if descent and facts.path.records[-1].distance > FAR:
+        numbers["distance"] = facts.path.records[-1].distance
+        said.append("without noise every image slides to a mode of the energy, which is no sample of it: the end's distance "
+                    f"from the data's statistics is {facts.path.records[-1].distance:.2g} (1: a constant image's)")
     if abs(worst) > 0.35:
         said.append(f"even with a perfect score of a Gaussian as wide as the data, it ends with {math.exp(worst):.2g} times "
                     "the right standard deviation in one band of directions")
@@ -157,11 +163,15 @@ def noise_left(facts: Facts) -> Finding | None:
 
 
 def astray(facts: Facts) -> Finding | None:
-    """A sampler that is sound on the twin and ends far from the data with this model: the score is wrong where it
-    goes. Asked only where nothing else is wrong."""
+    """A ladder that ends too high for the data's detail; or a sampler that is sound on the twin and ends far from the data
+    with this model: the score is wrong where it goes. Asked only where nothing else is wrong."""
     last, descent = facts.path.records[-1], facts.single and (facts.temperature or 0.0) < 0.5
-    if descent or facts.path.broken is not None or last.distance <= 0.5:
+    if descent or facts.path.broken is not None or last.distance <= FAR:
         return None
+    if facts.trial.lost > FAR:
+        return Finding(name="stuck between levels", numbers={"distance": last.distance, "expected": facts.trial.lost}, words=(
+            f"the last level, σ = {last.sigma:.3g}, is too high for this data: taking its noise out gives the mean of all "
+            f"images that fit, at a distance of {facts.trial.lost:.2g} from the data's statistics even with a perfect score"))
     return Finding(name="blind", numbers={"distance": last.distance}, words=(
         f"with a perfect score it would end right, and with this one it ends at a distance of {last.distance:.2g} from the "
         "data's statistics (1: a constant image's): the score is wrong where the sampler goes, whatever it is worth at noised "
