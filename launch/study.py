@@ -16,7 +16,7 @@ from launch.entry import CONFIGS
 from launch.identity import flat, is_free
 from launch.point import Point
 
-STUDY = ("dry", "cluster", "sweep", "store", "code")  # keys of configs/sweep.yaml that are no run's
+STUDY = ("dry", "cluster", "sweep", "store", "code", "report")  # keys of configs/sweep.yaml that are no run's
 
 
 def key(override: str) -> str:

@@ -46,6 +46,8 @@ class Study:
         store = Path(self.cfg.store).resolve()
         slurm = available()
         self.code = frozen(store, self.cfg.code)
+        if self.cfg.report:
+            self.report()  # refused before any work
         sampling = OmegaConf.to_container(self.cfg.sample, resolve=True)
         assert isinstance(sampling, dict)
         with locked(store):  # so that two studies submitted at once see each other's jobs
@@ -62,8 +64,12 @@ class Study:
             if slurm:
                 self.submit(arrays)
             self.save()
+            if slurm and self.cfg.report:
+                self.submit_report()
         if not slurm:
             here(self)
+            if self.cfg.report:
+                subprocess.run(self.report(), check=True)
 
     def submit(self, arrays: list[Array]) -> None:
         """Hands the arrays to SLURM; takes all of them back where one is refused."""
@@ -89,6 +95,22 @@ class Study:
               + (f", {rest} done or queued before" if rest else "")
               + f"\nfollow them: python launch/status.py {os.path.relpath(self.folder)}", flush=True)
 
+    def submit_report(self) -> None:
+        """Queues the report behind every job of the study, however they end."""
+        waits = sorted({number.split("_")[0] for number in self.jobs.values() if number not in ("", "done")})
+        executor = self.executor(Array("report", []))
+        if waits:
+            executor.update_parameters(slurm_dependency="afterany:" + ":".join(waits))
+        job = executor.submit(become, Task("report", str(self.folder), self.report()))
+        print(f"{self.cfg.report}: job {job.job_id}, when they have ended", flush=True)
+
+    def report(self) -> tuple[str, ...]:
+        """The command line of what is made of the study when its jobs have ended; raises ValueError for no such entry."""
+        entry = self.code / "launch" / f"{self.cfg.report}.py"
+        if not entry.exists():
+            raise ValueError(f"report: {self.cfg.report!r} is not accepted; {entry.parent} holds no {entry.name}")
+        return sys.executable, str(entry), str(self.folder)
+
     def task(self, point: Point) -> Task:
         """The command line of a point."""
         arguments = [f"run={quoted(point.run)}", *point.overrides]
@@ -108,8 +130,10 @@ class Study:
         own = {name: value for name, value in self.params.items()
                if value is not None and name not in ("submitit_folder", "max_num_timeout")}
         own["name"] = f"ebm-{array.kind}"
-        if array.kind == "sample":
+        if array.kind != "train":
             own["nodes"] = 1
+        if array.kind == "report":
+            own["tasks_per_node"] = 1
         additional = {"requeue": True, **own.pop("additional_parameters", {})}
         if array.on is not None and not array.on.ids:
             own["dependency"] = "<after the runs>"

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Writes the page of the journey, docs/journey.md, from its study: `python launch/journey.py <study folder> [--out docs]`.
+
+`python launch/sweep.py -m +sweep=journey` calls it when its jobs have ended. A diagnosis that is there is not made again.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ebm.data import Dataset, to_float
+from ebm.diagnose.reference import Reference
+from ebm.files import write_atomically
+from ebm.pictures import save_grid
+from ebm.train.metrics import read
+from launch.run import RunFolder
+from launch.status import read as study_of
+from launch.story import PAGE, SECTION, STEPS, Record, conclusion
+from launch.study import key
+
+SHOWN, COMPARED, HELD_OUT = 24, 64, 512  # images in a picture, of a distance, and of the data's statistics
+
+
+def main() -> None:
+    """Diagnoses every step and writes the page; exits with 2 and one line where the study isn't the journey, whole."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the study's folder, which sweep.py has named")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="where journey.md and its pictures go (docs)")
+    options = parser.parse_args()
+    try:
+        study = study_of(options.folder)
+        points = {point["label"]: point for point in study["points"] if point["kind"] == "sample" and point["label"] in STEPS}
+        if missing := [name for name in STEPS if name not in points or not images_of(points[name]["folder"])]:
+            raise ValueError(f"folder: {options.folder} has no samples of {', '.join(missing)}; python launch/status.py "
+                             f"{options.folder} says why")
+        records = {name: step(points[name]) for name in tqdm(STEPS, desc="diagnoses", unit="step")}
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    pictures = options.out / "journey"
+    for name, record in records.items():
+        save_grid(to_float(torch.from_numpy(images(record)[:SHOWN]).permute(0, 3, 1, 2)), pictures / f"{short(name)}.png")
+        content = (Path(record["folder"]) / "diagnosis" / "diagnosis.png").read_bytes()
+        write_atomically(pictures / f"{short(name)}-diagnosis.png", content)
+    write_atomically(options.out / "journey.md", page(records, study).encode())
+    print(f"written: {options.out / 'journey.md'}")
+
+
+def step(point: dict[str, Any]) -> Record:
+    """One step's diagnosis, made where there is none, with what its pictures show."""
+    folder = Path(point["folder"])
+    run, out = folder.parents[1], folder / "diagnosis"
+    if not (out / "diagnosis.json").exists():
+        sampler = [one for one in point["overrides"] if key(one).split(".")[0].split("/")[0] == "sampler"]
+        entry = str(Path(__file__).with_name("diagnose.py"))
+        command = [sys.executable, entry, f"run='{run}'", f"out='{out}'", *sampler, "--try"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"{point['label']}: {done.stderr.strip().splitlines()[-1]}")
+    record: Record = json.loads((out / "diagnosis.json").read_text())
+    config = RunFolder(run).config()
+    held_out = Dataset.open(config.data.test).images(torch.arange(HELD_OUT), device=torch.device("cpu"))
+    shown = images({"folder": str(folder)})[:COMPARED]
+    x = to_float(torch.from_numpy(shown).permute(0, 3, 1, 2))
+    reference = Reference.fit(held_out, components=128)
+    past = [one for one in read(RunFolder(run).metrics_file) if one["event"] == "train"]
+    record["folder"] = str(folder)
+    record["pictures"] = {"distance": reference.distance(x, sigma=0.0), "black": float((shown == 0).mean()),
+                          "least": reference.distance(held_out[-COMPARED:], sigma=0.0)}
+    record["training"] = {"images": past[-1]["images"], "loss": [past[0]["loss"], past[-1]["loss"]]}
+    return record
+
+
+def images_of(folder: str) -> list[Path]:
+    """A sampling's file, if it is there."""
+    return sorted(Path(folder).glob("*.npz"))
+
+
+def images(record: Record) -> np.ndarray:
+    """The images drawn, uint8 (n, H, W, C)."""
+    with np.load(images_of(record["folder"])[0]) as content:
+        drawn: np.ndarray = content["images"]
+    return drawn
+
+
+def short(name: str) -> str:
+    """A step's name in those of files."""
+    return name.split("/")[1]
+
+
+def page(records: dict[str, Record], study: dict[str, Any]) -> str:
+    """The whole page in Markdown."""
+    first = next(iter(records.values()))
+    rows = [f"| {number}. [{STEPS[name].title}](#{number}-{anchor(STEPS[name].title)}) | {record['training']['images']:,} | "
+            f"{record['training']['loss'][0]:.3f} → {record['training']['loss'][1]:.3f} | {', '.join(record['verdicts'])} | "
+            f"**{record['pictures']['distance']:.2f}** |" for number, (name, record) in enumerate(records.items(), 1)]
+    return PAGE.format(
+        command=f"python launch/sweep.py {' '.join(study['command'])}", date=time.strftime("%Y-%m-%d"),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, {'a' if torch.cuda.is_available() else 'no'} GPU",
+        torch=torch.__version__, data=first["data"], samples=COMPARED, held_out=HELD_OUT, rows="\n".join(rows),
+        least=first["pictures"]["least"], conclusion=conclusion(records),
+        sections="\n".join(section(number, name, record) for number, (name, record) in enumerate(records.items(), 1)))
+
+
+def anchor(title: str) -> str:
+    """The name that Markdown gives to a title."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c == "-")
+
+
+def section(number: int, name: str, record: Record) -> str:
+    """One step."""
+    told, folder = STEPS[name], Path(record["folder"]) / "diagnosis"
+    said = f"By hand: *{told.by_hand}*\n\n{told.judge(record)}\n\n" if told.judge else ""
+    return SECTION.format(number=number, title=told.title, change=told.change, said=said, name=short(name),
+                          doctor=(folder / "diagnosis.txt").read_text().strip())
+
+
+if __name__ == "__main__":
+    main()
