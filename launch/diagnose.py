@@ -62,15 +62,28 @@ def main(cfg: DictConfig) -> None:
         drawing.show(content, words(content), Path(cfg.out))
 
 
-def cured(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis | None, list[list[str]]]:
-    """What became of the sampler with what was prescribed, and each round's overrides: a cured sampler goes where the sick
-    one did not, and may meet what nobody had measured, so that it is prescribed for anew."""
-    latest, tried = before, list[list[str]]()
-    while len(tried) < ROUNDS and (cure := latest.prescription) is not None and cure.sampler is not None:
-        kept = [] if cure.choices or not tried else [o for o in tried[-1] if key(o) not in {*map(key, cure.overrides)}]
-        tried.append([*kept, *cure.overrides])
-        latest = doctor.diagnose(repeated(cfg, tried[-1]))
-    return latest if tried else None, tried
+def cured(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis | None, list[str]]:
+    """What became of the sampler with what was prescribed, at its best, and the overrides that led there: a cured sampler
+    goes where the sick one did not, and may meet what nobody had measured, so that it is prescribed for anew."""
+    best: tuple[Diagnosis | None, list[str]] = (None, [])
+    latest, overrides = before, list[str]()
+    for _ in range(ROUNDS):
+        cure = latest.prescription
+        if cure is None or cure.sampler is None:
+            break
+        kept = [] if cure.choices else [one for one in overrides if key(one) not in {*map(key, cure.overrides)}]
+        overrides = [*kept, *cure.overrides]
+        latest = doctor.diagnose(repeated(cfg, overrides))
+        if best[0] is None or order(latest) < order(best[0]):
+            best = latest, overrides
+        if latest.verdicts == ["healthy"] or order(latest) > order(best[0] or latest):  # no better: further off the track
+            break
+    return best
+
+
+def order(diagnosis: Diagnosis) -> tuple[bool, float]:
+    """By what two diagnoses are compared: healthy first, then by the end's distance from the data."""
+    return diagnosis.verdicts != ["healthy"], diagnosis.facts.path.records[-1].distance
 
 
 def drawn() -> Any:

@@ -69,7 +69,7 @@ def words(content: dict[str, Any]) -> str:
     if cure := content["prescription"]:
         said.append(f"Prescription: {cure['words']}." if cure["words"] else "No setting of this sampler was found to cure it.")
     if after := content["after"]:
-        said.append(f"Tried with {' '.join(content['tried'][-1])}: {', '.join(after['verdicts'])}; distance from the data's "
+        said.append(f"Tried with {' '.join(content['tried'])}: {', '.join(after['verdicts'])}; distance from the data's "
                     f"statistics {content['end']['distance']:.2g} before and {after['end']['distance']:.2g} after.")
     return " ".join(said)
 

@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this f
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ebm.data import Dataset, to_float
@@ -31,7 +32,7 @@ from launch.status import read as study_of
 from launch.story import PAGE, SECTION, STEPS, Record, conclusion
 from launch.study import key
 
-SHOWN, COMPARED, HELD_OUT = 24, 64, 512  # images in a picture, of a distance, and of the data's statistics
+SHOWN, COMPARED, HELD_OUT = 25, 64, 512  # images in a picture, of a distance, and of the data's statistics
 
 
 def main() -> None:
@@ -52,9 +53,10 @@ def main() -> None:
         sys.exit(2)
     pictures = options.out / "journey"
     for name, record in records.items():
-        save_grid(to_float(torch.from_numpy(images(record)[:SHOWN]).permute(0, 3, 1, 2)), pictures / f"{short(name)}.png")
-        content = (Path(record["folder"]) / "diagnosis" / "diagnosis.png").read_bytes()
-        write_atomically(pictures / f"{short(name)}-diagnosis.png", content)
+        large = images(record)[:SHOWN].repeat(2, axis=1).repeat(2, axis=2)
+        save_grid(to_float(torch.from_numpy(large).permute(0, 3, 1, 2)), pictures / f"{short(name)}.png")
+        with Image.open(Path(record["folder"]) / "diagnosis" / "diagnosis.png") as figure:  # in fewer colours, for a page
+            figure.convert("RGB").quantize(128).save(pictures / f"{short(name)}-diagnosis.png", optimize=True)
     write_atomically(options.out / "journey.md", page(records, study).encode())
     print(f"written: {options.out / 'journey.md'}")
 
@@ -72,7 +74,8 @@ def step(point: dict[str, Any]) -> Record:
             raise ValueError(f"{point['label']}: {done.stderr.strip().splitlines()[-1]}")
     record: Record = json.loads((out / "diagnosis.json").read_text())
     config = RunFolder(run).config()
-    held_out = Dataset.open(config.data.test).images(torch.arange(HELD_OUT), device=torch.device("cpu"))
+    data = Dataset.open(config.data.test or config.data.train)
+    held_out = data.images(torch.arange(min(HELD_OUT, data.count)), device=torch.device("cpu"))
     shown = images({"folder": str(folder)})[:COMPARED]
     x = to_float(torch.from_numpy(shown).permute(0, 3, 1, 2))
     reference = Reference.fit(held_out, components=128)

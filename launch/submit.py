@@ -67,9 +67,11 @@ class Study:
             if slurm and self.cfg.report:
                 self.submit_report()
         if not slurm:
-            here(self)
-            if self.cfg.report:
-                subprocess.run(self.report(), check=True)
+            try:
+                here(self)
+            finally:
+                if self.cfg.report:
+                    subprocess.run(self.report(), check=False)  # which says itself what is wrong
 
     def submit(self, arrays: list[Array]) -> None:
         """Hands the arrays to SLURM; takes all of them back where one is refused."""

@@ -404,7 +404,7 @@ def test_a_run_goes_on_with_fewer_or_more_processes(cluster: Cluster, first: dic
         until(lambda point=point: over(cluster, point), 60, why="the end of what is cancelled")  # type: ignore[misc]
     truth = final_state(Path(first["reference"]["folder"]))
     for number, processes in (("17", 1), ("18", 4)):
-        cluster.sweep(*command, f"save.held_out={number}", f"hydra.launcher.tasks_per_node={processes}")
+        said = cluster.sweep(*command, f"save.held_out={number}", f"hydra.launcher.tasks_per_node={processes}", "report=status")
         point = read(store)[number]
         assert point["folder"] == before[number]["folder"]
         until(lambda point=point: over(cluster, point), why=f"the end on {processes} processes")  # type: ignore[misc]
@@ -415,6 +415,10 @@ def test_a_run_goes_on_with_fewer_or_more_processes(cluster: Cluster, first: dic
         for name, value in state.items():
             if name.startswith((".model", ".averages")):
                 torch.testing.assert_close(value, truth[name], rtol=1e-3, atol=1e-4)
+    job = said.split("status: job ")[1].split(",")[0]
+    until(lambda: cluster.state(job) == "COMPLETED", why="the report")
+    shown = (point["study"] / "logs" / f"{job}_0_log.out").read_text()
+    assert shown.count("COMPLETED") == 2, "the report came before the run and its sampling had ended"
 
 
 def kill_node(cluster: Cluster, node: str) -> None:

@@ -156,8 +156,12 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], tmp_path: Pat
     assert first.returncode == 0, first.stdout + first.stderr
     assert "no sbatch here: 3 jobs run on this machine" in first.stdout
     assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2
-    again = run()
+    again = run("report=status")
     assert "0 jobs run on this machine" in again.stdout
+    assert again.stdout.count("done") == 2 * 3, "the report is not that of the study"
+    refused = run("report=nothing")
+    assert refused.returncode == 2
+    assert "report: 'nothing' is not accepted" in refused.stderr
     failing = run("rate.peak=1e30", "seed=3")
     assert failing.returncode == 1
     assert "failed: " in failing.stdout + failing.stderr

@@ -76,6 +76,8 @@ def _repaired(facts: Facts, names: set[str], *, seed: int) -> Cure | None:
         return None
     best: tuple[float, Cure] | None = None
     for cure in _candidates(facts, names):
+        if not cure.changes:  # as it is: nothing to prescribe
+            continue
         trial = attempt(cure.sampler, facts.reference, seed=seed)
         if trial.sound:
             return dataclasses.replace(cure, whole=True)
