@@ -93,7 +93,7 @@ def test_the_conclusion_follows_the_distances() -> None:
 def test_the_page_shows_each_step_and_is_only_written_whole(tiny: list[str], command: Command, tmp_path: Path) -> None:
     run, study, out = tmp_path / "run", tmp_path / "study", tmp_path / "docs"
     sampler, samples = ["sampler=langevin", "sampler.steps=5"], run / "samples" / "langevin"
-    command("train", *tiny, f"run={run}")
+    command("train", *tiny, f"run={run}", "budget.images=160")
     command("sample", f"run={run}", *sampler, "n=16", f"out={samples}")
     command("diagnose", f"run={run}", *sampler, f"out={samples}/diagnosis", *QUICK)  # one that is there is not made again
     points = [{"kind": "sample", "label": name, "folder": str(samples), "overrides": [*sampler, "n=16"]} for name in STORY]
