@@ -26,7 +26,8 @@ def test_an_unstable_descent_is_diagnosed_and_tried_again(trained: Path, command
     content = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert content["verdicts"][0] == "diverging"
     assert content["sampler"] == "gradient_descent" and content["settings"]["step_size"] == 5
-    assert any(override.startswith("sampler.step_size=") for override in content["prescription"]["overrides"])
+    assert "sampler=annealed" in content["prescription"]["overrides"], "a descent is cured by what samples"
+    assert content["tried"]
     assert "diverging" not in content["after"]["verdicts"]
     assert len(content["steps"]) == 200 and len(content["calibration"]) > 4
     assert "Diverging: " in (tmp_path / "out" / "diagnosis.txt").read_text()
