@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from launch.submit import Study
 
 
-def here(study: Study) -> None:
-    """Runs the points on this machine through submitit's local executor: one for each GPU at a time, or in turn."""
+def here(study: Study) -> bool:
+    """Runs the points on this machine through submitit's local executor: one for each GPU at a time, or in turn; says
+    whether all have succeeded."""
     import torch  # here alone: a process that submits is spared it
 
     places: list[int | None] = list(range(torch.cuda.device_count())) or [None]
@@ -57,5 +58,4 @@ def here(study: Study) -> None:
                 study.jobs[ready.folder] = f"local {job.job_id}"
             time.sleep(0.2)
     study.save()
-    if failed:
-        raise SystemExit(1)
+    return not failed

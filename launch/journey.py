@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this f
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,12 +28,13 @@ from ebm.diagnose.reference import Reference
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
+from launch.entry import CONFIGS
 from launch.run import RunFolder
 from launch.status import read as study_of
 from launch.story import PAGE, SECTION, STEPS, Record, conclusion
 from launch.study import key
 
-SHOWN, COMPARED, HELD_OUT = 25, 64, 512  # images in a picture, of a distance, and of the data's statistics
+SHOWN, COMPARED = 25, 64  # images in a picture and of a distance
 
 
 def main() -> None:
@@ -75,14 +77,17 @@ def step(point: dict[str, Any]) -> Record:
     record: Record = json.loads((out / "diagnosis.json").read_text())
     config = RunFolder(run).config()
     data = Dataset.open(config.data.test or config.data.train)
-    held_out = data.images(torch.arange(min(HELD_OUT, data.count)), device=torch.device("cpu"))
+    measure = OmegaConf.load(CONFIGS / "diagnose.yaml")
+    others = min(COMPARED, data.count // 3)  # real images that the statistics have not seen
+    count = min(measure.images, data.count - others)
+    held_out = data.images(torch.arange(count + others), device=torch.device("cpu"))
     shown = images({"folder": str(folder)})[:COMPARED]
     x = to_float(torch.from_numpy(shown).permute(0, 3, 1, 2))
-    reference = Reference.fit(held_out, components=128)
+    reference = Reference.fit(held_out[:count], components=measure.effort.components)
     past = [one for one in read(RunFolder(run).metrics_file) if one["event"] == "train"]
     record["folder"] = str(folder)
     record["pictures"] = {"distance": reference.distance(x, sigma=0.0), "black": float((shown == 0).mean()),
-                          "least": reference.distance(held_out[-COMPARED:], sigma=0.0)}
+                          "least": reference.distance(held_out[count:], sigma=0.0), "held_out": count}
     record["training"] = {"images": past[-1]["images"], "loss": [past[0]["loss"], past[-1]["loss"]]}
     return record
 
@@ -111,9 +116,10 @@ def page(records: dict[str, Record], study: dict[str, Any]) -> str:
             f"{record['training']['loss'][0]:.3f} → {record['training']['loss'][1]:.3f} | {', '.join(record['verdicts'])} | "
             f"**{record['pictures']['distance']:.2f}** |" for number, (name, record) in enumerate(records.items(), 1)]
     return PAGE.format(
-        command=f"python launch/sweep.py {' '.join(study['command'])}", date=time.strftime("%Y-%m-%d"),
+        study=f"python launch/sweep.py {' '.join(study['command'])}", date=time.strftime("%Y-%m-%d"),
         machine=f"{platform.machine()}, {os.cpu_count()} cores, {'a' if torch.cuda.is_available() else 'no'} GPU",
-        torch=torch.__version__, data=first["data"], samples=COMPARED, held_out=HELD_OUT, rows="\n".join(rows),
+        torch=torch.__version__, data=first["data"], samples=COMPARED, held_out=first["pictures"]["held_out"],
+        rows="\n".join(rows),
         least=first["pictures"]["least"], conclusion=conclusion(records),
         sections="\n".join(section(number, name, record) for number, (name, record) in enumerate(records.items(), 1)))
 

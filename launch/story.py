@@ -110,15 +110,15 @@ Someone trained a plain CNN energy at one noise level, watched the loss fall, an
 again. Each step below was run again, measured by the doctor (`launch/diagnose.py`) and held against what had been said of it by
 hand; then one cure at a time was added.
 
-Written by `{command}` (this page: `launch/journey.py`) on {date}; {machine}, torch {torch}. Data: {data}; {samples} samples a
-step, statistics of {held_out} held-out images.
+The study: `{study}`. Diagnosed and written by `launch/journey.py` on {date}; {machine}, torch {torch}. Data:
+{data}; {samples} samples a step, statistics of {held_out} held-out images.
 
 | step | images trained on | loss, first → last | verdict | distance from the data |
 | --- | --- | --- | --- | --- |
 {rows}
 
 Losses of different schedules don't compare. The distance is the Fréchet distance of Gaussians with the data's principal
-components, relative to its own width: 0 the same, 1 as far as a constant image; as many real held-out images have {least:.2f}.
+components, relative to its own width: 0 the same, 1 as far as a constant image; as many other real images have {least:.2f}.
 
 {sections}
 ## What it was

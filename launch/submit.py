@@ -67,11 +67,11 @@ class Study:
             if slurm and self.cfg.report:
                 self.submit_report()
         if not slurm:
-            try:
-                here(self)
-            finally:
-                if self.cfg.report:
-                    subprocess.run(self.report(), check=False)  # which says itself what is wrong
+            succeeded = here(self)
+            if self.cfg.report:
+                succeeded &= subprocess.run(self.report(), check=False).returncode == 0  # it says itself what is wrong
+            if not succeeded:
+                raise SystemExit(1)
 
     def submit(self, arrays: list[Array]) -> None:
         """Hands the arrays to SLURM; takes all of them back where one is refused."""
@@ -161,6 +161,7 @@ class Study:
                       for index, point in enumerate(array.points)]
         rest = [point for point in self.points if self.jobs[point.folder]]
         lines += [f"{point.label:<60.60} {point.kind:<7} {self.jobs[point.folder]}" for point in rest]
+        lines += [f"{self.cfg.report}: when all of these have ended"] if self.cfg.report else []
         p = self.params
         gpus = p.get("gpus_per_node") or 0
         nodes = sum((1 if array.kind == "sample" else p["nodes"]) * len(array.points) for array in arrays)

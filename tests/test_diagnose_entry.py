@@ -74,4 +74,7 @@ def test_a_useless_fall_of_the_loss_is_warned_of_once(tiny: list[str], command: 
 
 def test_two_processes_calibrate_as_one(tiny: list[str], command: Command, tmp_path: Path) -> None:
     command("train", *tiny, f"run={tmp_path}/run", "budget.images=40", "diagnose.every=20", processes=2)
-    assert [r for r in read(tmp_path / "run" / "metrics.jsonl") if r["event"] == "calibration"]
+    seen = [(r["step"], r["sigma"]) for r in read(tmp_path / "run" / "metrics.jsonl") if r["event"] == "calibration"]
+    steps, levels = {step for step, _ in seen}, {sigma for _, sigma in seen}
+    assert steps == {2, 4, 5}  # every 20 of 8 images each, and at the end
+    assert sorted(seen) == sorted((step, sigma) for step in steps for sigma in levels), "each level once, by one process"

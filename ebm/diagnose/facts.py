@@ -63,6 +63,16 @@ class Facts:
         return self.ladder.levels == 1 and bool(self.moves)
 
     @property
+    def descent(self) -> bool:
+        """Whether it goes down at one level with hardly any noise: such a sampler aims at no law."""
+        return self.single and (self.temperature or 0.0) < 0.1
+
+    @property
+    def met(self) -> tuple[Bend, ...]:
+        """Those that a cured sampler will meet: at noised images, and on the path as long as that is stable there."""
+        return tuple(bend for bend in self.sane if not bend.on_path or bend.stiffness < 2)
+
+    @property
     def tested(self) -> bool:
         """Whether moves pass a Metropolis test, which forgives large steps by refusing them."""
         return any(record.acceptance is not None for record in self.moves)

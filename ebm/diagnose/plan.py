@@ -30,7 +30,6 @@ class Trial:
     lost: float  # distance of the law aimed at from the data's: detail that a denoising from the last level cannot give back
     ladder: Ladder
     acceptance: float | None
-    moves: int
 
     @property
     def mixed(self) -> bool:
@@ -68,7 +67,6 @@ def attempt(sampler: Bound, reference: Reference, *, seed: int) -> Trial:
         lost=distance_between(goals, twin.deviations, reference.sizes) if records[-1].denoising else 0.0,
         ladder=ladder(records, start=start_of(sampler), dimensions=reference.dimensions, clean=records[-1].step_size is None),
         acceptance=sum(moves) / len(moves) if moves else None,
-        moves=len(records),
     )
 
 

@@ -123,8 +123,7 @@ def _ladders(facts: Facts, names: set[str]) -> Iterator[dict[str, object]]:
 def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
     """Candidates for a ladder's step size: as it is where it is stable, and the greatest that is safe."""
     settings = facts.sampler.keywords
-    safe = STIFFNESS / max([1.0, *(bend.curvature.largest * bend.curvature.sigma**2 for bend in facts.sane
-                                   if not bend.on_path or bend.stiffness < 2)])
+    safe = STIFFNESS / max([1.0, *(bend.curvature.largest * bend.curvature.sigma**2 for bend in facts.met)])
     large = bool(names & {"diverging", "noise-dominated"})
     if "step_scale" in settings and facts.tested:
         return [{"step_scale": settings["step_scale"] / 2**halvings} if halvings else {} for halvings in range(8)] + [
@@ -157,25 +156,18 @@ def _covers(facts: Facts) -> bool:
 def _single_level(facts: Facts, names: set[str]) -> Iterator[Cure]:
     """A safe step with more and more of them; where noise is left, or is missing as in a descent, a ladder that ends clean."""
     settings = facts.sampler.keywords
-    largest = _curvature(facts)
-    descent = (facts.temperature or 0.0) < 0.1
+    largest = max([1e-12, *(bend.curvature.largest for bend in facts.met or facts.sane)])
     bad = bool(names & {"diverging", "noise-dominated", "frozen", "not mixed"})
     a = STIFFNESS / largest if bad else settings["step_size"]
     if "diverging" in names:
         a = min(a, settings["step_size"] / 4)  # where it is stable near the data and not where it strays to
     a = float(f"{a:.3g}")
-    if not descent and not names & {"noise left", "blind"}:
+    if not facts.descent and not names & {"noise left", "blind"}:
         for more in (1, 2, 4, 8, 16):
             if settings["steps"] * more <= MOST_MOVES:
                 changes = {"step_size": a, "steps": settings["steps"] * more, "noise_size": None}
                 yield Cure(choices=(), changes=changes, sampler=changed(facts.sampler, changes))
     yield from _ladder_instead(facts, a)
-
-
-def _curvature(facts: Facts) -> float:
-    """L as a cured sampler will meet it: at noised images, and on the path as long as that is stable there."""
-    met = [bend.curvature.largest for bend in facts.sane if not bend.on_path or bend.stiffness < 2]
-    return max([1e-12, *(met or [bend.curvature.largest for bend in facts.sane])])
 
 
 def _ladder_instead(facts: Facts, a: float) -> Iterator[Cure]:

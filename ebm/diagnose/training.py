@@ -63,10 +63,13 @@ def rounding_floor(calibrations: Sequence[Calibration]) -> Finding | None:
         "sample with precision=fp32"))
 
 
+USEFUL = 0.02  # gain over a Gaussian from which a score guides a sampler
+
+
 def unguided(losses: Sequence[float], gains: Sequence[float]) -> str | None:
     """A warning where the loss has fallen by a tenth or more, and the best of the ``gains`` over a Gaussian at the trained
     levels says that nothing useful was learnt; None where all is well."""
-    if len(losses) < 2 or not gains or losses[-1] > 0.9 * losses[0] or max(gains) >= 0.02:
+    if len(losses) < 2 or not gains or losses[-1] > 0.9 * losses[0] or max(gains) >= USEFUL:
         return None
     return (f"the loss fell from {losses[0]:.3g} to {losses[-1]:.3g}, but at no trained level does the score beat an isotropic "
             f"Gaussian (best gain {max(gains):+.1%}): it guides no sampler; a larger network, a higher rate or other levels "

@@ -122,11 +122,10 @@ def not_mixed(facts: Facts) -> Finding | None:
     """A sampler that would not reach a plain Gaussian of the data's shape, a descent, which ends at modes and samples
     nothing, or an energy that still moves at the end."""
     drift = energy_drift(facts)
-    descent = facts.single and (facts.temperature or 0.0) < 0.1
-    worst = max(facts.trial.off, key=abs) if not descent else 0.0
+    worst = max(facts.trial.off, key=abs) if not facts.descent else 0.0
     numbers: dict[str, Number] = {"worst_band": worst, "energy_drift": drift}
     said = []
-    if descent and facts.path.records[-1].distance > FAR:
+    if facts.descent and facts.path.records[-1].distance > FAR:
         numbers["distance"] = facts.path.records[-1].distance
         said.append("without noise every image slides to a mode of the energy, which is no sample of it: the end's distance "
                     f"from the data's statistics is {facts.path.records[-1].distance:.2g} (1: a constant image's)")

@@ -21,19 +21,25 @@ Mask = tuple[bool, bool, bool]
 
 
 class Wanted:
-    """Whether gradients in parameters are wanted by the backward pass that runs: a Function of Python is not told."""
+    """Which derivatives are wanted; globals, since on a GPU another thread runs the backward pass.
+
+    ``parameters``: gradients in parameters, by the backward pass that runs: a Function of Python is not told.
+    ``second``: derivatives of derivatives; where there are none, PyTorch's own kernels take less time and more memory.
+    """
 
     parameters = True
+    second = True
 
     @classmethod
     @contextmanager
-    def only_inputs(cls) -> Iterator[None]:
-        """In this block they aren't; a global, since on a GPU another thread runs the backward pass."""
-        before, cls.parameters = cls.parameters, False
+    def only_inputs(cls, *, second: bool) -> Iterator[None]:
+        """In this block no gradients in parameters are."""
+        before = cls.parameters, cls.second
+        cls.parameters, cls.second = False, second
         try:
             yield
         finally:
-            cls.parameters = before
+            cls.parameters, cls.second = before
 
 
 def input_gradient(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
@@ -44,15 +50,14 @@ def input_gradient(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         y = y if y.requires_grad else y.detach().requires_grad_()
-        value = f(y)
-        with Wanted.only_inputs():
-            gradient, = torch.autograd.grad(value, y, create_graph=differentiable)
+        with Wanted.only_inputs(second=differentiable):
+            gradient, = torch.autograd.grad(f(y), y, create_graph=differentiable)
     return gradient
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
     """2-D convolution of x (B, C, H, W) with weight (C', C, k, k) and bias (C',), as torch.nn.functional.conv2d."""
-    if is_compiling():
+    if is_compiling() or not Wanted.second:
         return F.conv2d(x, weight, bias, stride, padding)
     x, weight, bias = lowered(x, weight, bias)
     return Convolution.apply(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
@@ -63,7 +68,11 @@ def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: floa
     if is_compiling():
         normal = F.group_norm(x, groups, eps=eps).to(x.dtype)
         return F.silu(torch.addcmul(bias.to(x.dtype)[:, :, None, None], normal, weight.to(x.dtype)[:, :, None, None]))
-    return NormSiLU.apply(x.contiguous(), weight.to(x.dtype), bias.to(x.dtype), groups, eps)  # type: ignore[no-any-return]
+    x, weight, bias = x.contiguous(), weight.to(x.dtype), bias.to(x.dtype)
+    if not Wanted.second:
+        return F.silu(F.group_norm(x.view(1, -1, *x.shape[2:]), len(x) * groups, weight.reshape(-1), bias.reshape(-1), eps)
+                      .view_as(x))
+    return NormSiLU.apply(x, weight, bias, groups, eps)  # type: ignore[no-any-return]
 
 
 def lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -206,8 +215,7 @@ class NormSiLUBackward(Function):
         _, vx_x, vx_1 = normal.backward(vx, weight, inputs=False)
         along, level = normal.average(vx_x), normal.average(vx_1)
         on_x = (vw - weight * rstd * along) * rstd
-        t = torch.addcmul(wide(vb - weight * rstd * level - on_x * mean), vx, wide(weight * rstd))
-        t.addcmul_(x, wide(on_x))
+        t = (vx * wide(weight * rstd)).add_(wide(vb - weight * rstd * level - on_x * mean)).addcmul_(x, wide(on_x))
         dg, du = aten.silu_backward(t, u), aten.silu_backward(g, u)
         s = u.sigmoid()
         curved = aten.sigmoid_backward(g, s).mul_(torch.addcmul(u, u, s, value=-2).add_(2)).mul_(t)  # g silu''(u) t
@@ -218,7 +226,7 @@ class NormSiLUBackward(Function):
         normal_1, normal_x = (normal.average(weight * one + on_du * two + on_vx * three)
                               for one, two, three in ((db, du_1, vx_1), (dw, du_x, vx_x)))
         on_x = -rstd.square() * (normal_x + normal.average(weight * moved))
-        dx = torch.addcmul(wide(-rstd * normal_1 - on_x * mean), x, wide(on_x))
+        dx = (x * wide(on_x)).add_(wide(-rstd * normal_1 - on_x * mean))  # addcmul is slow where it adds to (B, C, 1, 1)
         dx.addcmul_(curved, wide(rstd * weight)).addcmul_(du, wide(rstd * on_du)).addcmul_(vx, wide(rstd * on_vx))
         return dg, dx, dw + moved, db, None, None
 

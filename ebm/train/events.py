@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ebm.data import Dataset
 from ebm.diagnose.calibration import calibrate
-from ebm.diagnose.training import unguided
+from ebm.diagnose.training import USEFUL, unguided
 from ebm.pictures import save_grid
 from ebm.randomness import generator
 from ebm.samplers.step import ScoreModel
@@ -146,6 +146,8 @@ class Calibrated:
 
     def warn(self, trainer: Trainer, gains: Sequence[float]) -> None:
         """Writes the warning on the terminal and in the metrics, once in a run however often it is started."""
+        if max(gains) >= USEFUL:  # the usual case, in which nobody need read the whole past
+            return
         past = list(read(self.metrics.path))
         losses = [record["loss"] for record in past if record["event"] == "train" and record.get("loss") is not None]
         words = unguided(losses, gains)
