@@ -33,6 +33,7 @@ from launch.faults import recorded
 from launch.run import RunFolder
 from launch.sample import prepare
 from launch.study import key
+from launch.track import publish, tracked
 
 ROUNDS = 3  # of prescribing and trying, at most
 
@@ -49,6 +50,7 @@ def main(cfg: DictConfig) -> None:
                 raise ValueError(f"processes: {world.size} are not accepted; a diagnosis takes one, without torchrun")
         start = time.perf_counter()
         with checking(world):
+            tracking = tracked(cfg)
             again = plain(cfg, "try", bool)
             doctor, sampler, about = consulted(cfg, world, stack.enter_context(drawing.progress()))
             Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
@@ -59,6 +61,7 @@ def main(cfg: DictConfig) -> None:
         about |= {"seconds": round(time.perf_counter() - start, 1)}
         content = record(before, after, about=about | {"tried": tried}, training=failings(cfg, doctor.images))
         write(content, before, after, folder=Path(cfg.out))
+        publish(tracking, Path(cfg.out) / "diagnosis.json", kind="diagnose", config=cfg)
         drawing.show(content, words(content), Path(cfg.out))
 
 

@@ -13,34 +13,34 @@ import json
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
 
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ebm.data import to_float, to_uint8
-from ebm.energy import Preconditioned
+from ebm.data import to_float
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
-from ebm.samplers.step import Step
-from ebm.sampling import Sampler, batches_of, last, trajectory
+from ebm.sampling import batches_of
 from ebm.train.checkpoint import load
-from ebm.train.distributed import World, join
+from ebm.train.distributed import World, device_name, join
 from ebm.train.precision import Precision
 from launch.build import best_precision, build, naming, plain
+from launch.drawing import Artist, Drawn, collect, put_aside
 from launch.entry import checking, run
 from launch.faults import recorded
 from launch.job import STOP_SIGNALS
+from launch.make import make_model
 from launch.preflight import meeting
 from launch.run import RunFolder
-from launch.train import make_model
+from launch.track import publish, tracked
+from launch.version import version
 
 
 def main(cfg: DictConfig) -> None:
@@ -52,6 +52,7 @@ def main(cfg: DictConfig) -> None:
             seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))
         with checking(world):
+            tracking = tracked(cfg)
             artist, step = prepare(cfg, world)
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
             if world.is_main:
@@ -61,29 +62,10 @@ def main(cfg: DictConfig) -> None:
             put_aside(aside, part, artist)
         world.everyone(None)  # the last batch has been written
         if world.is_main:
-            write(collect(aside, plain(cfg, "n", int), batch=cfg.batch), Path(cfg.out), name(cfg, step))
+            drawn = collect(aside, plain(cfg, "n", int), batch=cfg.batch, device=device_name(world.device))
+            protocol = write(cfg, drawn, step, artist.precision.name)
             shutil.rmtree(aside)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Artist:
-    """A trained model with a sampler, a seed and the precision in which it is called."""
-
-    model: Preconditioned
-    sampler: Sampler
-    shape: tuple[int, int, int]
-    seed: int
-    precision: Precision
-    device: torch.device
-
-    def trajectory(self, part: range) -> Iterator[Step]:
-        """The sampler's steps for the images of these numbers."""
-        return trajectory(self.model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
-
-    def draw(self, part: range) -> torch.Tensor:
-        """The images of these numbers, uint8 (len(part), C, H, W) on the CPU."""
-        with self.precision.autocast(self.device):
-            return to_uint8(last(self.trajectory(part)).x).cpu()
+            publish(tracking, protocol, kind="sample", config=cfg)
 
 
 def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
@@ -121,27 +103,6 @@ def fingerprint(cfg: DictConfig, step: int, artist: Artist) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
-def put_aside(folder: Path, part: range, artist: Artist) -> None:
-    """Draws a batch and writes it, unless that was done before."""
-    path = folder / batch_name(part)
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.save(buffer, artist.draw(part).numpy())
-        write_atomically(path, buffer.getbuffer())
-
-
-def collect(folder: Path, count: int, *, batch: int) -> torch.Tensor:
-    """The batches put aside in order, uint8 (count, C, H, W)."""
-    parts = batches_of(count, batch=batch, rank=0, world=1)
-    return torch.cat([torch.from_numpy(np.load(folder / batch_name(part))) for part in parts])
-
-
-def batch_name(part: range) -> str:
-    """The file of one batch: the numbers of its images."""
-    return f"{part.start:09d}-{part.stop:09d}.npy"
-
-
 def progress(parts: list[range], world: World) -> Iterator[range]:
     """The batches of this process, with a bar on rank 0."""
     with tqdm(total=sum(map(len, parts)), unit="img", desc="sample", disable=not world.is_main, dynamic_ncols=True) as bar:
@@ -150,13 +111,23 @@ def progress(parts: list[range], world: World) -> Iterator[range]:
             bar.update(len(part))
 
 
-def write(images: torch.Tensor, folder: Path, name: str) -> None:
-    """Writes uint8 images (n, C, H, W) as `images` (n, H, W, C) in an .npz, and the first hundred as a picture."""
+def write(cfg: DictConfig, drawn: Drawn, step: int, precision: str) -> Path:
+    """Writes `images`, uint8 (n, H, W, C), as .npz, the first hundred and the trajectory as pictures, and the protocol."""
+    folder, label = Path(cfg.out), name(cfg, step)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images.permute(0, 2, 3, 1).numpy())
-    write_atomically(folder / f"{name}.npz", buffer.getbuffer())
-    save_grid(to_float(images[:100]), folder / f"{name}.png")
-    print(f"{len(images)} images: {folder / name}.npz, picture: {folder / name}.png", flush=True)
+    np.savez_compressed(buffer, images=drawn.images.permute(0, 2, 3, 1).numpy())
+    save_grid(to_float(drawn.images[:100]), folder / f"{label}.png")
+    film = f"{label}-trajectory.png"
+    write_atomically(folder / film, drawn.film)
+    protocol = {
+        "run": str(cfg.run), "sampler": HydraConfig.get().runtime.choices["sampler"], "step": step, "version": version(),
+        "settings": OmegaConf.to_container(cfg.sampler, resolve=True), "precision": precision, "device": drawn.device,
+        **{key: cfg[key] for key in ("n", "seed", "batch", "ema")}, "nfe": drawn.nfe, "seconds": round(drawn.seconds, 3),
+        "time": round(time.time(), 2), "trajectory": {"path": film, "rows": drawn.rows, "frames": drawn.frames}}
+    write_atomically(folder / f"{label}.json", (json.dumps(protocol, indent=1) + "\n").encode())
+    write_atomically(folder / f"{label}.npz", buffer.getbuffer())  # the last: a point of a study is done when it is there
+    print(f"{len(drawn.images)} images: {folder / label}.npz, picture: {folder / label}.png", flush=True)
+    return folder / f"{label}.json"
 
 
 if __name__ == "__main__":

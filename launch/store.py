@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.point import Point
+from launch.version import CHANGES, COMMIT, ROOT, changes, commit
 
-ROOT = Path(__file__).resolve().parents[1]
 CODE = ("ebm", "launch", "configs", "setup.cfg", "setup.py")  # what decides a run's result, besides config and data
 
 
@@ -74,6 +74,8 @@ def freeze(store: Path) -> str:
         for file, bytes_ in content.items():
             (aside / file).parent.mkdir(parents=True, exist_ok=True)
             (aside / file).write_bytes(bytes_)
+        (aside / COMMIT).write_text(commit())
+        (aside / CHANGES).write_text(changes())
         try:
             os.rename(aside, folder)  # another study may have been quicker
         except OSError:

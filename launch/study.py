@@ -32,6 +32,8 @@ def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         name = key(override)
         if name in STUDY:
             continue
+        if name.startswith("track"):  # of both
+            sample[name] = override
         part = sample if re.match(r"sample\.|sampler($|[./])", name) else train
         part.pop(name, None)
         part[name] = override.removeprefix("sample.")
@@ -63,7 +65,8 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
         settings = samplers(full)
         check("sample", OmegaConf.to_yaml(settings.sampler))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
-        folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(OmegaConf.to_yaml(settings))[:8]}"
+        what = OmegaConf.masked_copy(settings, [name for name in settings if name != "track"])
+        folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(OmegaConf.to_yaml(what))[:8]}"
         found.setdefault(folder, Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point))
     return list(found.values())
 

@@ -147,6 +147,7 @@ class Study:
         jobs = shlex.quote(str(self.folder / "jobs"))
         own["setup"] = [*own.get("setup", []), f"export PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
                         f'export EBM_JOB={jobs}/$SLURM_JOB_ID; mkdir -p "$EBM_JOB"; rm -f "$EBM_JOB/verdict"',
+                        f"export EBM_STUDY={shlex.quote(self.folder.name)}",
                         '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK']
         own["teardown"] = [f"exec {shlex.quote(sys.executable)} -m launch.epilogue $?"]
         common = {*OmegaConf.structured(BaseQueueConf).keys()}

@@ -18,6 +18,7 @@ from ebm.train.checkpoint import Checkpoints, load
 
 # With more threads than idle cores, small tensors wait for each other at every loop: a hundred times slower.
 torch.set_num_threads(1)
+os.environ["WANDB_MODE"] = "disabled"  # but in the tests of tracking
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]

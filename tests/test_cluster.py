@@ -21,6 +21,7 @@ import torch
 
 from ebm.train.checkpoint import NAME, Checkpoints
 from tests.conftest import ROOT, final_state, fingerprint
+from tests.test_track import inspected, same_history, segments
 
 pytestmark = pytest.mark.timeout(1200)
 STEPS = 50
@@ -158,7 +159,7 @@ def limited(cluster: Cluster, tiny: list[str], tmp_path_factory: pytest.TempPath
     """A study of jobs that need more than their one minute, on a node of their own; one is preempted, early and late."""
     store = tmp_path_factory.mktemp("limited")
     cluster.sweep(*without(tiny), *SMALL, f"store={store}", "hydra.launcher.exclude='n2,n3'", "hydra.launcher.timeout_min=1",
-                  "hydra.launcher.signal_delay_s=5", "hydra.launcher.cpus_per_task=4",
+                  "hydra.launcher.signal_delay_s=5", "hydra.launcher.cpus_per_task=4", "track.mode=offline",
                   *faults(store / "faults", {}, ffcv=False, each=1.4), "save.held_out=13,14")
     points = {"preempted": read(store)["13"], "limit": read(store)["14"]}
 
@@ -388,6 +389,16 @@ def test_no_warning_is_too_early_or_too_late(limited: Future[dict[str, Any]], tr
     if name == "preempted":
         assert point["early"] <= 10
         assert point["late"] > point["early"]
+
+
+@pytest.mark.parametrize("name", ["preempted", "limit"])
+def test_wandb_has_every_step_of_a_requeued_job_once(limited: Future[dict[str, Any]], name: str) -> None:
+    point = limited.result()[name]
+    run = Path(point["folder"])
+    assert len(segments(run)) == {"preempted": 3, "limit": 2}[name]
+    same_history(run)
+    group = next(record["run"]["run_group"] for record in inspected(segments(run)[0]) if record["type"] == "run")
+    assert group == point["study"].name
 
 
 def test_a_run_goes_on_with_fewer_or_more_processes(cluster: Cluster, first: dict[str, dict[str, Any]], tiny: list[str],

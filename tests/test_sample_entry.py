@@ -1,6 +1,7 @@
 """`launch/sample.py`: the same images for the same seed, whatever the processes, the batch or the count."""
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -37,15 +38,26 @@ def test_images_do_not_depend_on_processes_or_count(trained: Path, command: Comm
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one[:4], fewer)
     assert np.abs(one[:4].astype(int) - other.astype(int)).mean() > 1
-    (picture,) = (tmp_path / "one").glob("*.png")
+    picture, film = sorted((tmp_path / "one").glob("*.png"), key=lambda path: len(path.name))
     with Image.open(picture) as opened:
         assert opened.mode == "RGB"
+    protocol, shown = (json.loads(next((tmp_path / name).glob("*.json")).read_text()) for name in ("one", "two"))
+    told = ("seconds", "time", "run")
+    assert {k: v for k, v in protocol.items() if k not in told} == {k: v for k, v in shown.items() if k not in told}
+    assert protocol["nfe"] == 7  # two for each of four steps but the last
+    frames = protocol["trajectory"]["frames"]
+    assert [frame["step"] for frame in frames] == [1, 2, 3, 4]
+    assert [frame["sigma"] for frame in frames] == sorted((frame["sigma"] for frame in frames), reverse=True)
+    with Image.open(film) as opened:
+        pixels = np.asarray(opened)
+    assert pixels.shape == (16 * protocol["trajectory"]["rows"], 16 * len(frames), 3)
+    np.testing.assert_array_equal(pixels[:, -16:], one[:4].reshape(-1, 16, 3), "the last column is not what was drawn")
 
 
 def test_a_file_is_named_by_what_its_images_depend_on(trained: Path, command: Command, tmp_path: Path) -> None:
     images(command, trained, tmp_path, "n=2", "seed=3", "ema=1")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"heun_churn-steps=4-n2-seed3-step20-ema1.{kind}" for kind in ("npz", "png")]
+        f"heun_churn-steps=4-n2-seed3-step20-ema1{ending}" for ending in ("-trajectory.png", ".json", ".npz", ".png")]
 
 
 def test_each_average_and_checkpoint_can_be_sampled(trained: Path, command: Command, tmp_path: Path) -> None:

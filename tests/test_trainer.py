@@ -92,7 +92,7 @@ def test_a_gradient_that_is_not_finite_in_the_last_step_is_seen() -> None:
 def test_what_is_done_besides_steps_is_not_counted_as_their_time() -> None:
     seconds: list[float] = []
     pause = Event(every=BATCH, action=lambda _: time.sleep(0.5), urgent=True)
-    read = Event(every=4 * BATCH, action=lambda trainer: seconds.append(trainer.take_seconds()), urgent=True)
+    read = Event(every=4 * BATCH, action=lambda trainer: seconds.append(trainer.meter.take()[1]), urgent=True)
     trainer = make_trainer(steps=4, events=[pause, read])
     trainer.fit(images())
     assert 0 < seconds[0] < 1.5, "four sleeps of half a second were counted as steps"

@@ -134,6 +134,11 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def lost_peer(error: BaseException) -> bool:
     """Whether an exception says that another process is gone or silent: the fault is there, not here."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

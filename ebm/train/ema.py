@@ -69,3 +69,11 @@ class Average:
         torch._foreach_lerp_(old, list(model.parameters()), 1 - self.rule.decay(step, batch))
         for mine, its in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(its)
+
+    @torch.no_grad()
+    def distance(self, model: nn.Module) -> float:
+        """‖θ − average‖ / ‖θ‖: how far the average lags behind the model's parameters θ."""
+        theirs: list[Tensor] = list(model.parameters())
+        mine: list[Tensor] = list(self.model.parameters())
+        apart, size = (torch.stack([*torch._foreach_norm(one)]).norm() for one in (torch._foreach_sub(theirs, mine), theirs))
+        return float(apart / size)

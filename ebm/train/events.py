@@ -1,7 +1,6 @@
-"""What a run does besides training: log, sample a grid, score itself on held-out images, save."""
+"""What a run does besides training: log, sample a grid, save."""
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,42 +9,63 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ebm.data import Dataset
-from ebm.diagnose.calibration import calibrate
-from ebm.diagnose.training import USEFUL, unguided
 from ebm.pictures import save_grid
-from ebm.randomness import generator
-from ebm.samplers.step import ScoreModel
 from ebm.sampling import Sampler, batches_of, draw
 from ebm.train.checkpoint import Checkpoints
-from ebm.train.metrics import Metrics, read
+from ebm.train.meter import middle, peak_memory
+from ebm.train.metrics import Metrics
 from ebm.train.trainer import Trainer
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Log:
-    """Means since the last record: loss, gradient norm, learning rate and images/s, in metrics.jsonl and on the bar."""
+    """Means since the last record: loss, gradient norm, speed and where the time went, in metrics.jsonl and on the bar.
+
+    ``flop`` is the arithmetic of one image and ``peak`` what one device can do in a second; None where it isn't known.
+    """
 
     metrics: Metrics
+    flop: float = 0.0
+    peak: float | None = None
 
     def __call__(self, trainer: Trainer) -> None:
-        sums = {name: float(value) for name, value in trainer.running.items()}  # the one wait for the device
-        trainer.running.clear()
-        seconds = trainer.take_seconds()
-        if trainer.world.is_main:
-            steps, skipped = sums["steps"], sums["skipped"]
-            values = {"loss": sums["loss"] / steps, "grad_norm": sums["grad_norm"] / max(1.0, steps - skipped)}
-            if trainer.precision.scales:
-                values["skipped_steps"] = skipped  # whose gradients overflowed
-            self.metrics.write("train", step=trainer.step, images=trainer.images, **values,
-                               learning_rate=trainer.rate(trainer.images, trainer.budget.images),
-                               images_per_s=steps * trainer.budget.batch / seconds)
-            trainer.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        device_sums, seconds, reading = trainer.meter.take()
+        levels = device_sums.pop("by_sigma").tolist()  # from here on the device is waited for
+        sums = {name: float(value) for name, value in device_sums.items()}
+        if not trainer.world.is_main:
+            return
+        now, loss = {"step": trainer.step, "images": trainer.images}, sums["loss"] / sums["steps"]
+        self.metrics.write("train", **now, loss=loss, grad_norm=sums["grad_norm"] / max(1.0, sums["steps"] - sums["skipped"]),
+                           learning_rate=trainer.rate(trainer.images, trainer.budget.images),
+                           average_distance=trainer.averages[0].distance(trainer.model),
+                           peak_memory_gb=peak_memory(trainer.world.device) / 1e9,
+                           **self.speed(trainer, sums["steps"], seconds, reading), **scaling(trainer, sums["skipped"]))
+        for band, (total, count) in enumerate(zip(*levels, strict=True)):
+            if count:
+                self.metrics.write("loss_by_sigma", **now, sigma=middle(band), loss=total / count, share=count / sum(levels[1]))
+        trainer.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+    def speed(self, trainer: Trainer, steps: float, seconds: float, reading: float) -> dict[str, float]:
+        """Images/s of all processes, and a step's seconds: waiting for images, for other processes, and the rest."""
+        rate, communication = steps * trainer.budget.batch / seconds, trainer.communication()
+        parts = {"images_per_s": rate, "data_s": reading / steps, "communication_s": communication,
+                 "compute_s": max(0.0, (seconds - reading) / steps - communication)}
+        if self.peak is not None:
+            parts["peak_share"] = rate * self.flop / (self.peak * trainer.world.size)
+        return parts
+
+
+def scaling(trainer: Trainer, skipped: float) -> dict[str, float]:
+    """What fp16 adds: its loss scale, and the steps whose gradients overflowed."""
+    return {"loss_scale": trainer.scaler.get_scale(), "skipped_steps": skipped} if trainer.precision.scales else {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A PNG grid of ``count`` samples from the first average, always of the same noise, shared among the processes."""
+    """A PNG grid of ``count`` samples from the first average, always of the same noise, shared among the processes.
+
+    ``energies`` is given the samples, where there are held-out images to compare them with.
+    """
 
     sampler: Sampler
     shape: tuple[int, int, int]
@@ -53,16 +73,24 @@ class Preview:
     batch: int
     seed: int
     folder: Path
+    metrics: Metrics
+    energies: Callable[[Trainer, Tensor], None] | None
 
     def __call__(self, trainer: Trainer) -> None:
-        world = trainer.world
+        world, start = trainer.world, time.perf_counter()
         with trainer.precision.autocast(world.device):
             mine = [draw(trainer.averages[0].model, self.sampler, shape=self.shape, indices=part, seed=self.seed,
                          device=world.device)
                     for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size)]
         images = interleave(world.gather([part.cpu() for part in mine]))
-        if world.is_main:
-            save_grid(torch.cat(images), self.folder / f"images-{trainer.images:09d}.png")
+        if not world.is_main:
+            return
+        path, samples = self.folder / f"images-{trainer.images:09d}.png", torch.cat(images)
+        save_grid(samples, path)
+        self.metrics.write("preview", step=trainer.step, images=trainer.images, path=f"{self.folder.name}/{path.name}",
+                           count=self.count, seconds=time.perf_counter() - start)
+        if self.energies is not None:
+            self.energies(trainer, samples)
 
 
 def interleave(per_rank: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -90,67 +118,3 @@ class Save:
         if loss is not None:
             self.metrics.write("held_out", step=trainer.step, images=trainer.images, loss=loss)
             self.checkpoints.mark_best(path, loss)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Mean loss of the first average on the first ``count`` images of a data set, always with the same noise."""
-
-    dataset: Dataset
-    count: int
-    batch: int
-    seed: int
-
-    @torch.no_grad()
-    def __call__(self, trainer: Trainer) -> float:
-        world, model = trainer.world, trainer.averages[0].model
-        total = torch.zeros((), device=world.device)
-        for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size):
-            x = self.dataset.images(torch.arange(part.start, part.stop), device=world.device)
-            source = generator(world.device, self.seed, "held-out", part.start)
-            sigma = trainer.schedule.draw(len(x), generator=source)
-            noise = torch.randn(x.shape, generator=source, device=world.device)
-            with trainer.precision.autocast(world.device):
-                total += trainer.objective(model, x, sigma, noise).sum()
-        return float(world.sum(total)) / self.count
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """Calibration of the first average at ``levels`` quantiles of the trained noise, on the first ``count`` images of a
-    data set, always with the same noise; says once, in words, when the loss falls without useful guidance.
-
-    Process 0 measures; nothing that training draws or computes is touched.
-    """
-
-    dataset: Dataset
-    count: int
-    levels: int
-    metrics: Metrics
-    seed: int
-
-    def __call__(self, trainer: Trainer) -> None:
-        if not trainer.world.is_main:
-            return
-        device, start, gains = trainer.world.device, time.perf_counter(), []
-        images = self.dataset.images(torch.arange(self.count), device=device)
-        for sigma in sorted(set(trainer.schedule.grid(self.levels).tolist())):
-            model: ScoreModel = trainer.averages[0].model  # type: ignore[assignment]
-            row = calibrate(model, images, sigma=sigma, told=sigma, batch=self.count,
-                            precision=trainer.precision, generator=generator(device, self.seed, "calibration", repr(sigma)))
-            gains.append(row.gain)
-            self.metrics.write("calibration", step=trainer.step, images=trainer.images, sigma=sigma, explained=row.explained,
-                               slope=row.slope, gain=row.gain, seconds=time.perf_counter() - start)
-            start = time.perf_counter()
-        self.warn(trainer, gains)
-
-    def warn(self, trainer: Trainer, gains: Sequence[float]) -> None:
-        """Writes the warning on the terminal and in the metrics, once in a run however often it is started."""
-        if max(gains) >= USEFUL:  # the usual case, in which nobody need read the whole past
-            return
-        past = list(read(self.metrics.path))
-        losses = [record["loss"] for record in past if record["event"] == "train" and record.get("loss") is not None]
-        words = unguided(losses, gains)
-        if words is not None and not any(record["event"] == "warning" for record in past):
-            self.metrics.write("warning", step=trainer.step, images=trainer.images, words=words)
-            print(f"warning: {words}", file=sys.stderr, flush=True)

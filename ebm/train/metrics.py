@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ class Metrics:
         self.path = path
 
     def write(self, event: str, **values: float | int | str) -> None:
-        """Adds one record, null for a number that is not finite (JSON has none); raises OSError where it can't be written."""
+        """Adds one record with the time, in seconds since 1970, null for a number that is not finite (JSON has none); raises
+        OSError where it can't be written."""
         finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
                   for name, value in values.items()}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **finite}) + "\n")
+            file.write(json.dumps({"event": event, "time": round(time.time(), 2), **finite}) + "\n")
 
     def cut(self, step: int) -> None:
         """Drops the records of steps after ``step``."""

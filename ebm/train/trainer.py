@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from ebm.schedule import NoiseSchedule
 from ebm.train.budget import Budget
 from ebm.train.distributed import Lagged, World
 from ebm.train.ema import Average
+from ebm.train.meter import Meter, by_sigma
 from ebm.train.precision import Precision
 from ebm.train.rate import LearningRate
 
@@ -67,7 +67,7 @@ class Trainer:
     alive: Callable[[], None] = lambda: None  # called before every step and event
     step: int = 0
     stopping: bool = False
-    running: dict[str, Tensor] = field(default_factory=dict)  # sums on the device since they were last read
+    meter: Meter = field(default_factory=Meter)
 
     def __post_init__(self) -> None:
         self.scaler = self.precision.scaler(self.world.device)
@@ -89,9 +89,9 @@ class Trainer:
         first = next(batches)
         self.parallel = self.world.parallel(self.model)
         self.settle(first)
-        self.since, self.elsewhere = time.perf_counter(), 0.0
+        self.meter.begin()
         with self.progress() as self.bar:
-            for images in itertools.chain([first], batches):
+            for images in self.meter.read(itertools.chain([first], batches)):
                 self.alive()
                 self.stopping = self.train_step(images)
                 self.step += 1
@@ -100,19 +100,12 @@ class Trainer:
                 if ended or any(event.due(self) for event in self.events):  # what follows waits for the device anyway
                     self.stopping |= self.accept(self.lagged.latest())
                 for event in [event for event in self.events if event.due(self)]:
-                    began = time.perf_counter()
-                    self.alive()
-                    event.action(self)
-                    self.elsewhere += time.perf_counter() - max(began, self.since)
+                    with self.meter.away():
+                        self.alive()
+                        event.action(self)
                 if self.stopping or ended:
                     break
         return ended
-
-    def take_seconds(self) -> float:
-        """Seconds spent on steps since this was last asked; those of saving, sampling and scoring are not counted."""
-        now = time.perf_counter()
-        seconds, self.since, self.elsewhere = now - self.since - self.elsewhere, now, 0.0
-        return seconds
 
     def train_step(self, images: Tensor) -> bool:
         """One step on this process's share of the batch; says whether all processes agreed to stop after it."""
@@ -150,10 +143,11 @@ class Trainer:
         bad = ~losses.isfinite()
         lost = bad.any() | (self.overflows > (OVERFLOWS if self.precision.scales else 0))
         asked = torch.full_like(norm, float(self.stop_asked()))
-        votes = self.world.sum(torch.stack([losses.mean() / self.world.size, lost.float(), asked]))
-        for name, value in (("loss", votes[0]), ("grad_norm", norm.detach().nan_to_num(0, 0, 0)), ("skipped", skipped),
-                            ("steps", torch.ones_like(norm))):
-            self.running[name] = self.running.get(name, 0) + value
+        mean, levels = losses.mean() / self.world.size, by_sigma(losses, sigma)
+        votes, levels = self.world.sum(torch.cat([torch.stack([mean, lost.float(), asked]), levels.flatten()])).split(
+            [3, levels.numel()])
+        self.meter.add(loss=votes[0], grad_norm=norm.detach().nan_to_num(0, 0, 0), skipped=skipped,
+                       steps=torch.ones_like(norm), by_sigma=levels.view(2, -1))
         # What only this process knows follows what all know: the levels at which its losses are not finite.
         mine = torch.stack([sigma.masked_fill(~bad, torch.inf).min(), sigma.masked_fill(~bad, 0).max()])
         return self.accept(self.lagged.exchange(self.step, torch.cat([votes, mine])))
@@ -205,6 +199,13 @@ class Trainer:
         total = self.budget.steps * self.budget.batch
         return tqdm(total=total, initial=self.images, unit="img", unit_scale=True, dynamic_ncols=True, desc="train",
                     disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
+
+    def communication(self) -> float:
+        """Seconds of a step that wait for other processes' gradients, as DistributedDataParallel has measured last."""
+        if self.world.size == 1:
+            return 0.0
+        told: dict[str, int] = self.parallel._get_ddp_logging_data()  # type: ignore[operator]
+        return max(0, told.get("backward_comm_time", 0) - told.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up a state made by `state`; raises RuntimeError where it is of another model."""

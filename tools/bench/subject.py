@@ -18,8 +18,8 @@ from ebm.train.distributed import World
 from ebm.train.precision import Precision
 from ebm.train.trainer import Trainer
 from launch.build import best_precision, build
+from launch.make import make_model, make_trainer, resolved
 from launch.run import RunFolder
-from launch.train import make_model, make_trainer, resolved
 from tools.bench.measure import ROOT
 
 

@@ -1,0 +1,112 @@
+"""What is measured during training on held-out images: the loss, calibration by noise level, and energies."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm.data import Dataset
+from ebm.diagnose.calibration import calibrate
+from ebm.diagnose.training import USEFUL, unguided
+from ebm.energy import Energy
+from ebm.randomness import generator
+from ebm.samplers.step import ScoreModel
+from ebm.sampling import batches_of
+from ebm.train.metrics import Metrics, read
+from ebm.train.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Mean loss of the first average on the first ``count`` images of a data set, always with the same noise."""
+
+    dataset: Dataset
+    count: int
+    batch: int
+    seed: int
+
+    @torch.no_grad()
+    def __call__(self, trainer: Trainer) -> float:
+        world, model = trainer.world, trainer.averages[0].model
+        total = torch.zeros((), device=world.device)
+        for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size):
+            x = self.dataset.images(torch.arange(part.start, part.stop), device=world.device)
+            source = generator(world.device, self.seed, "held-out", part.start)
+            sigma = trainer.schedule.draw(len(x), generator=source)
+            noise = torch.randn(x.shape, generator=source, device=world.device)
+            with trainer.precision.autocast(world.device):
+                total += trainer.objective(model, x, sigma, noise).sum()
+        return float(world.sum(total)) / self.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Calibration of the first average at ``levels`` quantiles of the trained noise, on the first ``count`` images of a
+    data set, always with the same noise; says once, in words, when the loss falls without useful guidance.
+
+    Process 0 measures; nothing that training draws or computes is touched.
+    """
+
+    dataset: Dataset
+    count: int
+    levels: int
+    metrics: Metrics
+    seed: int
+
+    def __call__(self, trainer: Trainer) -> None:
+        if not trainer.world.is_main:
+            return
+        device, start, gains = trainer.world.device, time.perf_counter(), []
+        images = self.dataset.images(torch.arange(self.count), device=device)
+        for sigma in sorted(set(trainer.schedule.grid(self.levels).tolist())):
+            model: ScoreModel = trainer.averages[0].model  # type: ignore[assignment]
+            row = calibrate(model, images, sigma=sigma, told=sigma, batch=self.count,
+                            precision=trainer.precision, generator=generator(device, self.seed, "calibration", repr(sigma)))
+            gains.append(row.gain)
+            self.metrics.write("calibration", step=trainer.step, images=trainer.images, sigma=sigma, explained=row.explained,
+                               slope=row.slope, gain=row.gain, seconds=time.perf_counter() - start)
+            start = time.perf_counter()
+        self.warn(trainer, gains)
+
+    def warn(self, trainer: Trainer, gains: Sequence[float]) -> None:
+        """Writes the warning on the terminal and in the metrics, once in a run however often it is started."""
+        if max(gains) >= USEFUL:  # the usual case, in which nobody need read the whole past
+            return
+        past = list(read(self.metrics.path))
+        losses = [record["loss"] for record in past if record["event"] == "train" and record.get("loss") is not None]
+        words = unguided(losses, gains)
+        if words is not None and not any(record["event"] == "warning" for record in past):
+            self.metrics.write("warning", step=trainer.step, images=trainer.images, words=words)
+            print(f"warning: {words}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energies:
+    """Mean and standard deviation of the first average's E(x, σ) on held-out images, on white noise of the data's width and
+    on samples, at the level below which a tenth of the trained ones lies: the images should be the likeliest, the noise not.
+
+    Process 0 measures, on as many of each as there are samples; of a direct score there is nothing to say.
+    """
+
+    dataset: Dataset
+    metrics: Metrics
+    seed: int
+
+    @torch.no_grad()
+    def __call__(self, trainer: Trainer, samples: Tensor) -> None:
+        model = trainer.averages[0].model
+        if not isinstance(model, Energy):
+            return
+        device, count = trainer.world.device, min(len(samples), self.dataset.count)
+        level = float(trainer.schedule.sigma(torch.tensor(0.1, dtype=torch.float64)))
+        noise = torch.randn(count, *samples.shape[1:], generator=generator(device, self.seed, "energies"), device=device)
+        images = {"data": self.dataset.images(torch.arange(count), device=device), "noise": model.sigma_data * noise,
+                  "samples": samples[:count].to(device)}
+        for name, x in images.items():
+            energy = model.energy(x, x.new_full((count,), level))
+            self.metrics.write("energy", step=trainer.step, images=trainer.images, at=name, sigma=level,
+                               mean=float(energy.mean()), std=float(energy.std()))

@@ -1,0 +1,127 @@
+"""Drawing images from a trained model, batch by batch, so that what was interrupted goes on; and how they came about."""
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ebm.data import to_uint8
+from ebm.energy import Preconditioned
+from ebm.files import write_atomically
+from ebm.samplers.step import Step
+from ebm.sampling import Sampler, batches_of, trajectory
+from ebm.train.precision import Precision
+
+ROWS, FRAMES = 8, 16  # images and steps of a trajectory's picture, at most
+FILM = "trajectory.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artist:
+    """A trained model with a sampler, a seed and the precision in which it is called."""
+
+    model: Preconditioned
+    sampler: Sampler
+    shape: tuple[int, int, int]
+    seed: int
+    precision: Precision
+    device: torch.device
+
+    def trajectory(self, part: range) -> Iterator[Step]:
+        """The sampler's steps for the images of these numbers."""
+        return trajectory(self.model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
+
+    def draw(self, part: range, film: Film | None = None) -> Tensor:
+        """The images of these numbers, uint8 (len(part), C, H, W) on the CPU; ``film`` is shown every step."""
+        with self.precision.autocast(self.device):
+            for step in self.trajectory(part):
+                if film is not None:
+                    film.show(step)
+        return to_uint8(step.x).cpu()
+
+
+@dataclass(kw_only=True)
+class Film:
+    """Some images at some steps, the first and the last among them."""
+
+    sigma_data: float
+    frames: list[dict[str, Any]] = field(default_factory=list)
+    columns: list[Tensor] = field(default_factory=list)
+
+    def show(self, step: Step) -> None:
+        """Keeps the step's images where it is one of those spread evenly over all."""
+        count = min(FRAMES, step.total)
+        if step.index not in {round(k * (step.total - 1) / max(1, count - 1)) for k in range(count)}:
+            return
+        # At the data's contrast: at σ = 80 pixels would all be black or white.
+        shrink = 1.0 if step.index == step.total - 1 else (1 + (step.sigma / self.sigma_data) ** 2) ** -0.5
+        self.columns.append(to_uint8(shrink * step.x[:ROWS].float()).cpu())
+        self.frames.append({"step": step.index + 1, "sigma": step.sigma})
+
+    def png(self) -> bytes:
+        """A picture whose rows are images and whose columns are steps, without gaps."""
+        pixels = torch.cat([torch.cat([*column], dim=1) for column in self.columns], dim=2)  # (C, rows · H, columns · W)
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).squeeze(2).numpy())).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """All images of a sampling, uint8 (n, C, H, W), and how they were drawn."""
+
+    images: Tensor
+    nfe: float
+    seconds: float
+    device: str
+    film: bytes
+    rows: int
+    frames: list[dict[str, Any]]
+
+
+def put_aside(folder: Path, part: range, artist: Artist) -> None:
+    """Draws a batch and writes it, unless that was done before; of the first one, its trajectory as well."""
+    path = folder / batch_name(part)
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    film = Film(sigma_data=artist.model.sigma_data) if part.start == 0 else None
+    passes, start = 0, time.perf_counter()
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    handle = artist.model.network.register_forward_pre_hook(count)
+    images = artist.draw(part, film)
+    handle.remove()
+    about = {"seconds": time.perf_counter() - start, "nfe": passes, "frames": film.frames if film else []}
+    write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
+    if film is not None:
+        write_atomically(folder / FILM, film.png())
+    buffer = io.BytesIO()
+    np.save(buffer, images.numpy())
+    write_atomically(path, buffer.getbuffer())
+
+
+def collect(folder: Path, count: int, *, batch: int, device: str) -> Drawn:
+    """The batches put aside, in order."""
+    paths = [folder / batch_name(part) for part in batches_of(count, batch=batch, rank=0, world=1)]
+    about = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+    images = torch.cat([torch.from_numpy(np.load(path)) for path in paths])
+    return Drawn(images=images, nfe=about[0]["nfe"], seconds=sum(one["seconds"] for one in about), device=device,
+                 film=(folder / FILM).read_bytes(), rows=min(ROWS, batch, count), frames=about[0]["frames"])
+
+
+def batch_name(part: range) -> str:
+    """The file of one batch: the numbers of its images."""
+    return f"{part.start:09d}-{part.stop:09d}.npy"

@@ -1,0 +1,105 @@
+"""From a run's config to what trains it: data, model, trainer and batches, each value checked before any work."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ebm.data import Dataset
+from ebm.energy import Preconditioned, check_shapes
+from ebm.sampling import trajectory
+from ebm.train.budget import Budget
+from ebm.train.distributed import World
+from ebm.train.ema import Average
+from ebm.train.events import Log, Preview, Save
+from ebm.train.held_out import Calibrated, Energies, HeldOut
+from ebm.train.metrics import Metrics
+from ebm.train.precision import Precision
+from ebm.train.trainer import Event, Trainer
+from ebm.train.work import flop_per_image, peak_of
+from launch.build import best_precision, build, naming, plain
+from launch.run import RunFolder
+
+
+def resolved(cfg: DictConfig, world: World) -> DictConfig:
+    """The config with every reference followed, `auto` decided, and without Hydra's own part."""
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    if container["precision"] == "auto":
+        container["precision"] = best_precision(world.device)
+    return OmegaConf.create(container)
+
+
+def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
+    """The training images, and the held-out ones where there are any of the same size."""
+    train = Dataset.open(cfg.data.train)
+    test = Dataset.open(cfg.data.test) if cfg.data.test and plain(cfg, "save.held_out", int, least=0) else None
+    if test is not None and test.shape != train.shape:
+        raise ValueError(f"data.test: images of {test.shape} are not accepted; those of data.train are {train.shape}")
+    return train, test
+
+
+def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
+    """The model of a config on its device, with the same first parameters on every process."""
+    torch.manual_seed(plain(cfg, "seed", int))
+    model: Preconditioned = build(cfg.model, key="model")
+    if plain(cfg, "channels_last", bool):
+        model.to(memory_format=torch.channels_last)
+    return model.to(device)
+
+
+def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
+    """Everything that a run is made of, built and checked before the first image is read."""
+    budget: Budget = build(cfg.budget, key="budget")
+    model = make_model(cfg, world.device)
+    check_shapes(model, train.shape)
+    averages = [Average(model, build(rule, key=f"average.rules[{i}]")) for i, rule in enumerate(cfg.average.rules)]
+    if not averages:
+        raise ValueError("average.rules: [] is not accepted; it must name at least one average")
+    if plain(cfg, "compile", bool):
+        model.compile()
+    metrics = Metrics(folder.metrics_file)
+    sampler = build(cfg.sampler, key="sampler")
+    with naming("sampler."):  # the samplers check their values when they are called, before any work
+        trajectory(model, sampler, shape=train.shape, indices=[0], seed=0, device=world.device)
+    held_out = HeldOut(dataset=test, count=min(cfg.save.held_out, test.count), batch=100, seed=cfg.seed) if test else None
+    save = Save(checkpoints=folder.checkpoints(plain(cfg, "save.keep", int, least=1)), metrics=metrics, held_out=held_out)
+    preview = Preview(sampler=sampler, shape=train.shape, count=plain(cfg, "preview.count", int, least=1),
+                      batch=plain(cfg, "preview.batch", int, least=1), seed=cfg.seed,
+                      folder=folder.path / "previews", metrics=metrics,
+                      energies=Energies(dataset=test, metrics=metrics, seed=cfg.seed) if test else None)
+    log = Log(metrics=metrics, flop=flop_per_image(model, train.shape), peak=peak_of(world.device, precision=cfg.precision))
+    every, calibrated = plain(cfg, "diagnose.every", int, least=1), calibration(cfg, test, metrics)
+    with naming("budget."):
+        budget.pieces(world.size)
+    make_optimizer = build(cfg.optimizer, key="optimizer")
+    with naming("optimizer: "):  # torch names no key
+        optimizer = make_optimizer(model.parameters())
+    return Trainer(
+        model=model, averages=averages, objective=build(cfg.objective, key="objective"),
+        schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer,
+        rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
+        events=[Event(every=plain(cfg, "log_every", int, least=1), action=log, urgent=True),
+                Event(every=plain(cfg, "save.every", int, least=1), action=save, urgent=True),
+                Event(every=plain(cfg, "preview.every", int, least=1), action=preview, urgent=False),
+                *([Event(every=every, action=calibrated, urgent=False)] if calibrated else [])],
+    )
+
+
+def calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Calibrated | None:
+    """The doctor's part in training, where there are held-out images."""
+    count, levels = plain(cfg, "diagnose.count", int, least=2), plain(cfg, "diagnose.levels", int, least=1)
+    if test is None:
+        return None
+    return Calibrated(dataset=test, count=min(count, test.count), levels=levels, metrics=metrics, seed=cfg.seed)
+
+
+def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
+    """This process's batches from the step at hand."""
+    flip, workers = plain(cfg, "data.flip", bool), plain(cfg, "data.workers", int, least=1)
+    resident_bytes = plain(cfg, "data.resident_bytes", int, least=0)
+    with naming("budget."):
+        return train.batches(
+            batch=trainer.budget.batch, seed=cfg.seed, start=trainer.step, rank=trainer.world.rank, world=trainer.world.size,
+            device=trainer.world.device, flip=flip, resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds)

@@ -1,0 +1,119 @@
+"""Weights & Biases beside a run, from the run's side: a process of its own reads what the run writes and passes it on.
+
+The run itself never imports `wandb`, waits for it only at its end and for a set time, and does not notice if it fails.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from launch.build import plain
+from launch.faults import Refused
+from launch.job import node, number
+from launch.version import changes, commit, version
+
+MODES = ("auto", "online", "offline", "disabled")
+SOON = 5.0  # seconds that a run waits which has failed or was asked to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """What the config says of W&B; ``mode`` is "disabled" where it isn't installed."""
+
+    mode: str
+    project: str
+    entity: str | None
+    checkpoints: bool
+    start_seconds: float
+    finish_seconds: float
+
+
+def tracked(cfg: DictConfig) -> Tracking:
+    """The config's tracking; raises ValueError for a value that is not accepted."""
+    track = cfg.track
+    if track.mode not in MODES:
+        raise ValueError(f"track.mode: {track.mode!r} is not accepted; choose {', '.join(MODES)}")
+    there = importlib.util.find_spec("wandb") is not None
+    if not there and track.mode in ("online", "offline"):
+        raise ValueError(f"track.mode: {track.mode!r} is not accepted; wandb isn't installed: pip install 'ebm[wandb]'")
+    seconds = {name: plain(cfg, f"track.{name}", float, least=0) for name in ("start_seconds", "finish_seconds")}
+    return Tracking(mode=track.mode if there else "disabled", project=plain(cfg, "track.project", str),
+                    entity=None if track.entity is None else plain(cfg, "track.entity", str),
+                    checkpoints=plain(cfg, "track.checkpoints", bool), **seconds)
+
+
+@dataclass
+class Mirror:
+    """The process that mirrors a run, as long as there is one."""
+
+    process: subprocess.Popen[bytes] | None
+
+    def end(self, how: str, *, code: int, error: str = "", records: Sequence[Path] = (), wait: float = SOON) -> None:
+        """Says how the run has ended, and waits for W&B at most ``wait`` seconds; later calls say nothing more."""
+        process, self.process = self.process, None
+        if process is None or process.stdin is None:
+            return
+        last = {"how": how, "code": code, "error": error, "records": [str(path) for path in records]}
+        with contextlib.suppress(OSError):  # it has died: nothing is lost that isn't in metrics.jsonl
+            process.stdin.write(json.dumps(last).encode() + b"\n")
+            process.stdin.close()
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            print(f"note: W&B is not done after {wait:g} s and is left to itself; tools/sync.py uploads what is missing",
+                  file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def mirrored(tracking: Tracking, *, folder: Path, name: str, kind: str, config: DictConfig) -> Iterator[Mirror]:
+    """Context in which the work in ``folder`` is mirrored as W&B's run ``name``; ``kind`` is its job type. For one process."""
+    off = tracking.mode == "disabled"
+    mirror = Mirror(None if off else begin(tracking, folder=folder, name=name, kind=kind, config=config))
+    try:
+        yield mirror
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        said = error.message if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        mirror.end("failed", code=code, error=said)
+        raise
+    mirror.end("trained", code=0, wait=tracking.finish_seconds)
+
+
+def publish(tracking: Tracking, record: Path, *, kind: str, config: DictConfig) -> None:
+    """Passes on what a finished piece of work has left, by the JSON file that tells of it."""
+    with mirrored(tracking, folder=record.parent, name=record.stem, kind=kind, config=config) as mirror:
+        mirror.end("done", code=0, records=[record], wait=tracking.finish_seconds)
+
+
+def begin(tracking: Tracking, *, folder: Path, name: str, kind: str, config: DictConfig) -> subprocess.Popen[bytes] | None:
+    """The mirroring process, told all about the run; None where it can't be started."""
+    spec = {**asdict(tracking), "folder": str(folder.resolve()), "name": name, "kind": kind, "overrides": overrides(),
+            "config": OmegaConf.to_container(config, resolve=True), "changes": changes(), "pid": os.getpid(),
+            "group": os.environ.get("WANDB_RUN_GROUP") or os.environ.get("EBM_STUDY"),
+            "about": {"version": version(), "commit": commit(), "node": node(), "job": number()}}
+    try:  # a session of its own: Ctrl-C and a job's signals are for the run, which says what follows from them
+        process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("mirror.py"))], stdin=subprocess.PIPE,
+                                   stdout=subprocess.DEVNULL, start_new_session=True)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(spec).encode() + b"\n")
+        process.stdin.flush()
+    except OSError as error:
+        print(f"note: no W&B: {error}; metrics.jsonl holds everything", file=sys.stderr, flush=True)
+        return None
+    return process
+
+
+def overrides() -> list[str]:
+    """What was asked for on the command line, less where it lies and how it is watched."""
+    asked = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [one for one in asked if one.split("=")[0].lstrip("+").split(".")[0] not in ("run", "out", "track", "n", "batch")]

@@ -1,0 +1,352 @@
+"""Uploading: wandb's own files and its own `wandb sync`, against a server that takes them, one that refuses, and none."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("wandb")
+
+from launch import cluster
+from tests.conftest import ROOT
+from tools import sync
+from tools.sync import Segment, folders, over, pending, segments
+
+# Each start of a run as launch/mirror.py makes it, all by one process: importing wandb is what takes time.
+STARTS = """
+import json, os, sys
+os.environ["WANDB_SILENT"] = "true"
+import wandb
+for folder, name, steps, picture in json.loads(sys.argv[1]):
+    run = wandb.init(mode="offline", dir=folder, id=name, resume="allow", project="ebm", group="study", job_type="train",
+                     settings=wandb.Settings(silent=True, console="off", x_save_requirements=False, x_disable_stats=True))
+    for step in steps:
+        run.log({"images": 10 * step, "train/loss": 1 / step}, step=step)
+    if picture:
+        run.log({"preview": wandb.Image(picture)}, step=steps[-1])
+    run.finish()
+"""
+
+
+@dataclass
+class Server:
+    """As much of W&B's server as `wandb sync` speaks to; ``broken`` names what it refuses."""
+
+    rows: dict[str, list[int]] = field(default_factory=dict)  # steps by run, in order of arrival
+    order: list[str] = field(default_factory=list)  # runs in order of their first word
+    files: list[str] = field(default_factory=list)
+    broken: str = ""
+    url: str = ""
+
+    def put(self, path: str) -> int:
+        """A file; the status to answer with."""
+        if self.broken == "files":
+            return 403
+        self.files.append(path)
+        return 200
+
+    def stream(self, path: str, content: dict[str, Any]) -> int:
+        """Rows of a run."""
+        if self.broken == "rows":
+            return 404
+        run = path.split("/")[4]
+        history = content.get("files", {}).get("wandb-history.jsonl", {"content": [], "offset": len(self.rows.get(run, []))})
+        assert history["offset"] == len(self.rows.setdefault(run, []))
+        self.rows[run] += [json.loads(row)["_step"] for row in history["content"]]
+        return 200
+
+    def ask(self, query: str, values: dict[str, Any]) -> dict[str, Any]:
+        """What GraphQL answers."""
+        project = {"id": "p", "name": "ebm", "entity": {"id": "e", "name": "me"}}
+        rows = self.rows.get(values.get("name", ""), [])
+        if "RunResumeStatus" in query:
+            tail = json.dumps([json.dumps({"_step": step}) for step in rows[-1:]])
+            run = {"name": values["name"], "summaryMetrics": "{}", "displayName": "", "logLineCount": 0, "eventsLineCount": 0,
+                   "historyLineCount": len(rows), "historyTail": tail, "eventsTail": "[]", "config": "{}", "tags": [],
+                   "wandbConfig": '{"t": 1}'}
+            return {"model": {**project, "bucket": run if rows else None}}
+        if "UpsertBucket" in query:
+            if values["name"] not in self.order:
+                self.order.append(values["name"])
+            run = {"id": "b", "name": values["name"], "displayName": "", "config": "{}", "project": project,
+                   "historyLineCount": len(rows)}
+            return {"upsertBucket": {"bucket": run, "inserted": True}}
+        if "CreateRunFiles" in query:
+            places = [{"name": name, "uploadUrl": f"{self.url}/{name}"} for name in values["files"]]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": places}}
+        return {}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Passes each request on to the server's state."""
+
+    protocol_version = "HTTP/1.1"
+    state: Server
+
+    def do_PUT(self) -> None:
+        self.body()
+        self.answer({}, self.state.put(self.path))
+
+    def do_POST(self) -> None:
+        content = json.loads(self.body() or b"{}") if not self.path.startswith("/sdk/") else {}
+        if self.path.endswith("/file_stream"):
+            self.answer({}, self.state.stream(self.path, content))
+        elif self.state.broken == "key":
+            self.answer({"errors": [{"message": "invalid key"}]}, 401)
+        else:
+            self.answer({"data": self.state.ask(content.get("query", "").split("{")[0], content.get("variables") or {})})
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def answer(self, content: dict[str, Any], status: int = 200) -> None:
+        self.state.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Quiet(ThreadingHTTPServer):
+    """A server that a client may leave without a word."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+    web = Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"state": state}))
+    state.url = f"http://127.0.0.1:{web.server_address[1]}"
+    thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield state
+    web.shutdown()
+    web.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two runs, the first started twice; as its jobs have left it."""
+    folder = tmp_path_factory.mktemp("written")
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "picture.png")
+    starts: list[Any] = [[f"{folder}/runs/a", "a", [1, 2], f"{folder}/picture.png"], [f"{folder}/runs/b", "b", [1, 2, 3], None],
+                         [f"{folder}/runs/a", "a", [3, 4], None]]
+    subprocess.run([sys.executable, "-c", STARTS, json.dumps(starts)], check=True, cwd=folder)
+    # In which second a start falls is up to the clock: here each has its own.
+    found = sorted(folder.glob("runs/*/wandb/offline-run-*"), key=lambda path: path.stat().st_mtime_ns)
+    for second, path in enumerate(found):
+        name = "a" if "/runs/a/" in str(path) else "b"
+        path.rename(path.with_name(f"offline-run-20260101_00000{second}-{name}"))
+    for name in "ab":
+        (folder / "runs" / name / "config.yaml").write_text("")
+        (folder / "runs" / name / "track.json").write_text(json.dumps({"id": name}))
+    return folder
+
+
+@pytest.fixture
+def study(written: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may send."""
+    shutil.copytree(written / "runs", tmp_path / "runs", symlinks=True)
+    points = [{"kind": "train", "label": name, "of": "", "folder": f"{tmp_path}/runs/{name}", "steps": 4, "job": "local 1",
+               "overrides": []} for name in "ab"]
+    points.append({**points[0], "kind": "sample", "label": "heun", "of": "a", "folder": f"{tmp_path}/runs/a/samples/heun"})
+    (tmp_path / "study.json").write_text(json.dumps({"points": points, "command": []}))
+    return tmp_path
+
+
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def call(server: Server, tmp_path: Path) -> Call:
+    """Runs tools/sync.py as a user does, whose settings are those of no one in particular."""
+
+    def run(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        around = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        # A user who silences wandb and works offline is told nothing by it, and must be told by us.
+        around |= {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url, "WANDB_MODE": "offline", "WANDB_SILENT": "true",
+                   "WANDB__GRAPHQL_RETRY_MAX": "1", "WANDB__FILE_TRANSFER_RETRY_MAX": "1", "HOME": str(tmp_path), **env}
+        return subprocess.run([sys.executable, f"{ROOT}/tools/sync.py", *map(str, words)], capture_output=True, text=True,
+                              env=around, timeout=60, check=False, stdin=subprocess.DEVNULL, cwd=tmp_path)
+
+    return run
+
+
+def names(found: list[Segment]) -> list[str]:
+    return [one.file.parent.name.removeprefix("offline-run-20260101_00000") for one in found]
+
+
+def marked(study: Path) -> list[str]:
+    return sorted(path.parent.name.removeprefix("offline-run-20260101_00000") for path in study.rglob("*.synced"))
+
+
+def test_everything_arrives_once_in_order_and_what_has_grown_is_sent_again(study: Path, server: Server, call: Call) -> None:
+    done = call(study)
+    assert (done.returncode, done.stdout) == (0, "3 sent, 0 there already or empty, 0 failed\n"), done.stderr
+    assert server.rows == {"a": [1, 2, 3, 4], "b": [1, 2, 3]}
+    assert server.order == ["a", "b"]
+    assert any(name.endswith(".png") for name in server.files)
+    assert "3/3" in done.stderr  # the progress bar
+    assert call(study).stdout == "nothing to send: 3 files, there already or empty\n"
+    assert server.rows == {"a": [1, 2, 3, 4], "b": [1, 2, 3]}
+    grown = next(study.glob("runs/b/wandb/*/*.wandb"))
+    os.utime(grown)
+    assert names(pending(segments(folders(study), online=False))) == ["1-b"]
+
+
+def test_a_file_cut_in_the_middle_of_a_record_counts_as_sent_until_it_grows(study: Path, server: Server, call: Call) -> None:
+    file = next(study.glob("runs/b/wandb/*/*.wandb"))
+    os.truncate(file, file.stat().st_size - 60)
+    done = call(study / "runs" / "b")
+    assert done.returncode == 0, done.stderr
+    assert server.rows["b"][:2] == [1, 2]
+    assert marked(study) == ["1-b"]
+
+
+@pytest.mark.parametrize(("broken", "words"), [("rows", "Fatal error while uploading data"), ("files", "403"), ("key", "401")])
+def test_what_a_server_does_not_take_is_named_and_sent_again(study: Path, server: Server, call: Call, broken: str,
+                                                             words: str) -> None:
+    server.broken = broken  # wandb itself marks the files as sent in the first two cases, and exits with 0 in all
+    done = call(study / "runs" / "a")
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert done.returncode == 1
+    assert len(failed) == 1 and "00000" in failed[0] and words in failed[0], done.stderr
+    assert done.stdout.endswith("1 failed, 1 later starts of theirs wait\n")
+    assert marked(study) == []
+
+
+def test_no_server_fails_soon_for_each_run_and_leaves_nothing_marked(study: Path, call: Call) -> None:
+    done = call(study, WANDB_BASE_URL="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.count("connection refused") >= 2 and done.stderr.count("failed: ") == 2
+    assert marked(study) == []
+
+
+def test_a_file_that_takes_too_long_is_given_up(study: Path, call: Call) -> None:
+    done = call(study / "runs" / "b", "--timeout", "0.2")
+    assert done.returncode == 1
+    assert "not done after 0.2 s (--timeout)" in done.stderr
+    assert marked(study) == []
+
+
+def test_without_a_key_nobody_is_asked(study: Path, call: Call) -> None:
+    done = call(study, WANDB_API_KEY="")
+    assert done.returncode == 2
+    assert "set WANDB_API_KEY or call `wandb login` once" in done.stderr.splitlines()[-1]
+
+
+def test_dry_runs_list_in_order_and_send_nothing(study: Path, server: Server, call: Call) -> None:
+    done = call(study, "--dry-run")
+    listed = [line.split("20260101_00000")[1] for line in done.stdout.splitlines()[:-1]]
+    assert (done.returncode, listed) == (0, ["0-a", "1-b", "2-a"])
+    assert done.stdout.splitlines()[-1] == "3 of 3 to send"
+    assert server.rows == {} and marked(study) == []
+
+
+def test_bad_folders_and_records_are_one_line(study: Path, call: Call) -> None:
+    for folder, words in ((study / "runs", "holds no study.json and no run"), (study / "nowhere", "holds no study.json")):
+        done = call(folder)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1 and words in done.stderr
+    (study / "study.json").write_text("{")
+    assert "is no record of a study" in call(study).stderr
+
+
+def test_where_wandb_is_missing_it_is_named(study: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sync.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["sync.py", str(study)])
+    with pytest.raises(SystemExit, match="2"):
+        sync.main()
+    assert capsys.readouterr().err == "error: wandb isn't installed: pip install 'ebm[wandb]'\n"
+
+
+def touch(path: Path, size: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    return path
+
+
+def test_starts_are_in_order_also_within_one_second_and_each_is_found_once(tmp_path: Path) -> None:
+    for name in ("20260102_000000-r-1", "20260102_000000-r-1-2", "20260102_000000-r-1-10", "20260101_235959-z"):
+        touch(tmp_path / "wandb" / f"offline-run-{name}" / f"run-{'z' if name.endswith('z') else 'r-1'}.wandb")
+    touch(tmp_path / "wandb" / "run-20250101_000000-o" / "run-o.wandb")
+    touch(tmp_path / "samples" / "heun" / "wandb" / "offline-run-20260103_000000-s" / "run-s.wandb")
+    (tmp_path / "wandb" / "latest-run").symlink_to("offline-run-20260101_235959-z")
+    found = segments([tmp_path, tmp_path, tmp_path / "samples" / "heun"], online=False)
+    assert [one.file.parent.name[27:] for one in found] == ["-z", "-r-1", "-r-1-2", "-r-1-10", "-s"]
+    assert [one.run for one in found] == ["z", "r-1", "r-1", "r-1", "s"]
+    assert segments([tmp_path], online=True)[0].run == "o"
+
+
+def test_files_elsewhere_are_found_by_the_runs_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "disk"))
+    for name in ("a[1]", "a1", "other"):
+        touch(tmp_path / "disk" / "wandb" / f"offline-run-20260101_000000-{name}" / f"run-{name}.wandb")
+    touch(tmp_path / "run" / "track.json").write_text('{"id": "a[1]"}')
+    assert [one.run for one in segments([tmp_path / "run"], online=False)] == ["a[1]"]
+
+
+def test_after_a_start_that_is_missing_the_later_ones_of_its_run_are_sent_again(tmp_path: Path) -> None:
+    files = [touch(tmp_path / "wandb" / f"offline-run-20260101_00000{second}-{name}" / f"run-{name}.wandb",
+                   7 if name == "c" else 100) for second, name in enumerate("abac")]
+    for file in files:
+        touch(file.with_name(f"{file.name}.synced"))
+    assert pending(segments([tmp_path], online=False)) == []
+    files[0].with_name("run-a.wandb.synced").unlink()
+    assert names(pending(segments([tmp_path], online=False))) == ["0-a", "2-a"]
+    files[3].with_name("run-c.wandb.synced").unlink()  # nothing was written into it
+    assert names(pending(segments([tmp_path], online=False))) == ["0-a", "2-a"]
+
+
+def test_a_study_is_over_when_no_point_waits_or_runs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not over(study)
+    touch(study / "runs" / "a" / "failure.json").write_text('{"error": "no"}')  # its samples will not come
+    assert not over(study)
+    touch(study / "runs" / "b" / "failure.json").write_text('{"error": "no"}')
+    assert over(study)
+    record = json.loads((study / "study.json").read_text())
+    record["points"][1]["job"] = "7_1"
+    (study / "study.json").write_text(json.dumps(record))
+    for state, ended in (("RUNNING", False), ("COMPLETED", True)):
+        monkeypatch.setattr(cluster, "jobs", lambda numbers, state=state: {"7_1": cluster.Job(state=state)})
+        assert over(study) == ended
+    assert not over(study / "runs" / "a")
+
+
+def test_watching_ends_with_the_study_and_sends_what_came_last(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+    monkeypatch.setattr(sync, "over", lambda folder: len(rounds) == 2)
+    monkeypatch.setattr(sync, "send", lambda found, seconds: rounds.append(len(found)) or ["a"] * (len(rounds) < 3))
+    monkeypatch.setattr(sys, "argv", ["sync.py", str(study), "--watch", "0.01"])
+    with pytest.raises(SystemExit, match="0"):
+        sync.main()
+    assert rounds == [3, 3, 3]

@@ -1,0 +1,218 @@
+"""W&B mirrors a run by its own reader's account, through stops and kills, and never slows or ends it."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from ebm.train.metrics import read
+from launch.history import rows
+from launch.track import tracked
+from tests.conftest import ONE_THREAD, ROOT, Command, final_state, fingerprint
+
+TRACKED = ["track.mode=offline", "track.project=tests", "budget.images=400", "save.every=80", "preview.every=200",
+           "diagnose.every=200", "diagnose.count=4", "diagnose.levels=2"]
+DEAD = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # the port where everything is thrown away
+
+
+def inspected(segment: Path) -> list[dict[str, Any]]:
+    """The records of one start of a run, by W&B's own reader."""
+    return [json.loads(line) for line in leet(segment).splitlines()]
+
+
+def summary_of(segment: Path) -> dict[str, Any]:
+    """What W&B's own reader says of one start as a whole."""
+    content: dict[str, Any] = json.loads(leet(segment, "--summary"))
+    return content
+
+
+def leet(segment: Path, *options: str) -> str:
+    """What W&B's own reader prints."""
+    return subprocess.run([sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(segment)],
+                          capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def segments(folder: Path) -> list[Path]:
+    """W&B's folders of a run's starts, in order."""
+    return sorted((folder / "wandb").glob("offline-run-*"))
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all starts, one after the other."""
+    return [record["history"]["item"] for segment in segments(folder) for record in inspected(segment)
+            if record["type"] == "history"]
+
+
+def same_history(run: Path) -> None:
+    """Fails unless W&B's rows are those of metrics.jsonl: every step once, in order, with its loss."""
+    losses = {record["step"]: record["loss"] for record in read(run / "metrics.jsonl") if record["event"] == "train"}
+    found = history(run)
+    steps = [row["_step"] for row in found]
+    assert steps == sorted(set(steps)), "a step came twice or out of order"
+    assert {row["_step"]: row["train/loss"] for row in found if "train/loss" in row} == losses
+    assert all(row["images"] == 8 * row["_step"] for row in found)
+
+
+@pytest.fixture(scope="module")
+def run(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracked run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("tracked") / "<script>"
+    done = command("train", *tiny, *TRACKED, f"run='{folder}'")
+    assert done.stderr.count("W&B: offline; python tools/sync.py") == 1
+    return folder
+
+
+def test_every_record_is_mirrored(run: Path) -> None:
+    same_history(run)
+    expected: dict[str, float] = {}
+    for record in read(run / "metrics.jsonl"):
+        expected |= rows(record)
+    summary = summary_of(segments(run)[0])
+    assert summary["state"] == "finished"
+    assert summary["exit_code"] == 0
+    assert summary["project"] == "tests"
+    assert expected.items() <= summary["summary"].items()
+    assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/average_distance", "train/images_per_s",
+            "train/data_s", "train/compute_s", "train/communication_s", "train/peak_memory_gb", "held_out/loss",
+            "energy/data/mean", "energy/noise/mean", "energy/samples/mean"} <= {*expected}
+    assert any(name.startswith("loss_by_sigma/") for name in expected)
+    assert any(name.startswith("calibration/slope/") for name in expected)
+    preview = summary["summary"]["preview"]
+    assert (segments(run)[0] / "files" / preview["path"]).exists()
+    assert summary["config"]["about"]["commit"] == subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert summary["config"]["budget"]["images"] == 400
+    assert "model=cnn" in summary["tags"]
+
+
+def test_samples_are_shown_with_their_protocol(run: Path, command: Command) -> None:
+    command("sample", f"run='{run}'", "n=4", "sampler=heun", "sampler.steps=3", "device=cpu", "track.mode=offline")
+    segment = segments(run / "samples")[0]
+    summary = summary_of(segment)
+    assert next(record["run"] for record in inspected(segment) if record["type"] == "run")["job_type"] == "sample"
+    assert summary["summary"]["nfe"] == 5  # two for each of three steps but the last
+    assert {"samples", "trajectory"} <= summary["summary"].keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_comes_back_goes_on_without_gap_or_repeat(number: signal.Signals, tiny: list[str], command: Command,
+                                                             tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = [*tiny, *TRACKED, f"run={run}", "budget.images=8_000", "save.every=2_000"]
+    process = subprocess.Popen([sys.executable, f"{ROOT}/launch/train.py", *overrides], cwd=ROOT, env=ONE_THREAD,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 60
+    while not (run.exists() and len(list(read(run / "metrics.jsonl"))) > 1000):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "it made no steps"
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    ended_alone(run)
+    first = summary_of(segments(run)[0])
+    assert (first["exit_code"], first["state"]) == ((143, "failed") if number == signal.SIGTERM else (137, "failed"))
+    said = {record["type"] for record in inspected(segments(run)[0])}
+    assert ("preempting" in said) == (number == signal.SIGTERM)
+    command("train", *overrides)
+    assert len(segments(run)) == 2
+    assert len({segment.name.rsplit("-", 1)[1] for segment in segments(run)}) == 1, "it came back under another id"
+    same_history(run)
+
+
+def ended_alone(run: Path) -> None:
+    """Waits until the mirroring process of a run has left by itself."""
+    until = time.monotonic() + 30
+    while any(str(run) in text for text in command_lines()):
+        assert time.monotonic() < until, "the mirroring process stays when its run is gone"
+        time.sleep(0.2)
+
+
+def command_lines() -> Iterator[str]:
+    """Working folders' files that mirroring processes hold open, as they know their run by its files alone."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"mirror.py" in (process / "cmdline").read_bytes():
+                yield " ".join(os.readlink(link) for link in (process / "fd").iterdir())
+        except OSError:
+            continue
+
+
+def test_a_dead_server_changes_nothing(tiny: list[str], run: Path, tmp_path: Path) -> None:
+    overrides = [one for one in TRACKED if not one.startswith("track.mode")]
+    done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, *overrides, f"run={tmp_path}/run",
+                           "track.mode=online", "track.start_seconds=5"], cwd=ROOT, env={**ONE_THREAD, **DEAD},
+                          capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B:") == 1, done.stderr
+    assert "W&B: offline (" in done.stderr
+    same_history(tmp_path / "run")
+    assert fingerprint(final_state(tmp_path / "run")) == fingerprint(final_state(run))
+
+
+def test_without_a_key_nobody_is_asked_for_one(tiny: list[str], tmp_path: Path) -> None:
+    env = {**ONE_THREAD, "HOME": str(tmp_path), "WANDB_MODE": "auto"}
+    done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, f"run={tmp_path}/run", "budget.images=16"],
+                          cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B: offline (no key is known)") == 1
+    assert segments(tmp_path / "run")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+def test_a_full_disk_is_said_once_and_the_run_goes_on(tiny: list[str], tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
+    try:
+        done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, *TRACKED, f"run={tmp_path}/run"], cwd=ROOT,
+                              env={**ONE_THREAD, "WANDB_DIR": str(small)}, capture_output=True, text=True, timeout=120,
+                              check=False)
+        assert (small / "wandb").exists(), "WANDB_DIR was not honoured"
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is full") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failure_is_a_failure_there_too(tiny: list[str], command: Command, tmp_path: Path) -> None:
+    done = command("train", *tiny, *TRACKED, f"run={tmp_path}", "rate.peak=1e30", "budget.clip=1e30", check=False)
+    assert done.returncode == 1, done.stderr
+    summary = summary_of(segments(tmp_path)[0])
+    assert summary["exit_code"] == 1
+    alerts = [record["alert"] for record in inspected(segments(tmp_path)[0]) if record["type"] == "alert"]
+    assert "not finite" in alerts[0]["text"]
+
+
+def config(**values: object) -> DictConfig:
+    given = {"mode": "auto", "project": "p", "entity": None, "checkpoints": False, "start_seconds": 1, "finish_seconds": 1}
+    return OmegaConf.create({"track": {**given, **values}})
+
+
+@pytest.mark.parametrize(("bad", "said"), [
+    ({"mode": "loud"}, "track.mode: 'loud' is not accepted; choose auto, online, offline, disabled"),
+    ({"project": 3}, "track.project: 3 is not accepted; it must be str"),
+    ({"checkpoints": "yes"}, "track.checkpoints: 'yes' is not accepted; it must be bool"),
+    ({"finish_seconds": -1}, "track.finish_seconds: -1 is not accepted; it must be at least 0"),
+])
+def test_bad_values_are_named(bad: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        tracked(config(**bad))
+
+
+def test_where_wandb_is_missing_nothing_is_tracked_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tracked(config()).mode == "disabled"
+    with pytest.raises(ValueError, match=r"pip install 'ebm\[wandb\]'"):
+        tracked(config(mode="offline"))
