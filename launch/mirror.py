@@ -97,7 +97,8 @@ def init(spec: Spec, mode: Literal["online", "offline"]) -> wandb.Run:
     run = wandb.init(
         mode=mode, dir=str(place), project=spec["project"], entity=spec["entity"], id=identity(folder, spec["name"]),
         resume="allow", name=spec["name"], group=spec["group"], job_type=spec["kind"],
-        tags=[one[:TAG] for one in spec["overrides"]], config={**spec["config"], "about": spec["about"]}, settings=settings)
+        tags=[one[:TAG] for one in spec["overrides"]], settings=settings,
+        config={**spec["config"], "about": spec["about"], "chosen": chosen(spec["overrides"])})
     run.define_metric("images")
     run.define_metric("*", step_metric="images")
     if spec["changes"]:
@@ -105,6 +106,12 @@ def init(spec: Spec, mode: Literal["online", "offline"]) -> wandb.Run:
         diff.write_text(spec["changes"])
         run.save(str(diff), base_path=run.dir, policy="now")
     return run
+
+
+def chosen(overrides: list[str]) -> dict[str, str]:
+    """What was chosen of each group, such as model=unet: the config itself holds only what the choice stands for."""
+    pairs = (one.lstrip("+").split("=", 1) for one in overrides)
+    return {name: value for name, value in pairs if "." not in name}
 
 
 def identity(folder: Path, name: str) -> str:

@@ -65,7 +65,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
         settings = samplers(full)
         check("sample", OmegaConf.to_yaml(settings.sampler))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
-        what = OmegaConf.masked_copy(settings, [name for name in settings if name != "track"])
+        what = OmegaConf.masked_copy(settings, [str(name) for name in settings if name != "track"])
         folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(OmegaConf.to_yaml(what))[:8]}"
         found.setdefault(folder, Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point))
     return list(found.values())

@@ -167,7 +167,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.rename(path.with_name(f"offline-run-20260101_00000{second}-{name}"))
     for name in "ab":
         (folder / "runs" / name / "config.yaml").write_text("")
-        (folder / "runs" / name / "track.json").write_text(json.dumps({"id": name}))
+        (folder / "runs" / name / "track.json").write_text(json.dumps({"run": name}))
     return folder
 
 
@@ -218,6 +218,8 @@ def test_everything_arrives_once_in_order_and_what_has_grown_is_sent_again(study
     assert call(study).stdout == "nothing to send: 3 files, there already or empty\n"
     assert server.rows == {"a": [1, 2, 3, 4], "b": [1, 2, 3]}
     grown = next(study.glob("runs/b/wandb/*/*.wandb"))
+    # As old as the file was before: what it grows by while it is being sent is not taken for sent.
+    assert grown.with_name("run-b.wandb.synced").stat().st_mtime_ns == grown.stat().st_mtime_ns
     os.utime(grown)
     assert names(pending(segments(folders(study), online=False))) == ["1-b"]
 
@@ -311,7 +313,7 @@ def test_files_elsewhere_are_found_by_the_runs_id(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "disk"))
     for name in ("a[1]", "a1", "other"):
         touch(tmp_path / "disk" / "wandb" / f"offline-run-20260101_000000-{name}" / f"run-{name}.wandb")
-    touch(tmp_path / "run" / "track.json").write_text('{"id": "a[1]"}')
+    touch(tmp_path / "run" / "track.json").write_text('{"run": "a[1]"}')
     assert [one.run for one in segments([tmp_path / "run"], online=False)] == ["a[1]"]
 
 

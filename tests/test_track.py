@@ -94,6 +94,7 @@ def test_every_record_is_mirrored(run: Path) -> None:
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert summary["config"]["budget"]["images"] == 400
     assert "model=cnn" in summary["tags"]
+    assert summary["config"]["chosen"]["model"] == "cnn"
 
 
 def test_samples_are_shown_with_their_protocol(run: Path, command: Command) -> None:
@@ -184,6 +185,13 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on(tiny: list[str], tmp_path:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("is full") == 1, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_checkpoints_are_artifacts_where_asked_for(tiny: list[str], command: Command, run: Path, tmp_path: Path) -> None:
+    command("train", *tiny, *TRACKED, f"run={tmp_path}", "track.checkpoints=true", "save.keep=9")
+    kinds = [record["type"] for record in inspected(segments(tmp_path)[0])]
+    assert kinds.count("artifact") == sum(record["event"] == "save" for record in read(tmp_path / "metrics.jsonl")) > 0
+    assert "artifact" not in {record["type"] for record in inspected(segments(run)[0])}
 
 
 def test_a_failure_is_a_failure_there_too(tiny: list[str], command: Command, tmp_path: Path) -> None:

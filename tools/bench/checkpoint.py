@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ebm.train.events import Calibrated, Save
+from ebm.train.events import Save
+from ebm.train.held_out import Calibrated
 from tools.bench.measure import ROOT, Row, Setting, Spread, alternate, at_most
 from tools.bench.subject import config, dataset, noisy, trainer, training
 

@@ -20,7 +20,7 @@ from tools.bench.subject import config, dataset
 
 TITLE = "What processes cost each other"
 NOTE = ("Whole training steps of `model=unet`, 32 images for each process, one thread each on the CPU. The agreement is "
-        "`Trainer.vote`: one sum of three numbers over the processes, read one step later. Weak scaling is the step of one "
+        "`Trainer.vote`: one sum of 27 numbers over the processes, read one step later. Weak scaling is the step of one "
         "process alone against that of two with their gradients averaged. On shared cores it also counts what two processes "
         "take from each other without a word: the last line.")
 EACH = 32

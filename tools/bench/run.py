@@ -23,7 +23,7 @@ from launch.entry import keep_memory
 from tools.bench import machine
 from tools.bench.measure import Row, Setting, progress
 
-NAMES = ("data", "step", "utilisation", "checkpoint", "processes")
+NAMES = ("data", "step", "utilisation", "checkpoint", "processes", "tracking")
 
 
 def arguments() -> argparse.Namespace:

@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Uploads what W&B wrote offline: `python tools/sync.py <folder of a study or of a run>`, each run's starts in order.
+
+Repeat it as often as you like: what is there already stays, what has failed or grown is sent again, whole, as wandb knows
+no other way (the steps keep their numbers). With --watch it does so by itself, from a login node, while the jobs run.
+Exit code 1: something could not be sent; 2: nothing could be tried.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout that is not installed
+
+from tqdm import tqdm
+
+from launch import cluster
+from launch.point import Point
+
+HEADER = 7  # bytes of a file into which nothing has been written yet
+DEPTHS = ("", "*/", "*/*/")  # of a run's folder: itself, its diagnosis, its samples
+# wandb's own patience, 20 tries of up to a minute (which 0 means, too), is too much for each of many files.
+PATIENCE = {"WANDB__GRAPHQL_RETRY_MAX": "3", "WANDB__FILE_STREAM_RETRY_MAX": "5", "WANDB__FILE_TRANSFER_RETRY_MAX": "5"}
+HIDING = ("WANDB_MODE", "WANDB_SILENT", "WANDB_QUIET")  # with these set wandb would not send, or not say why it can't
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one start of a run has written: a requeued run has several of one id."""
+
+    file: Path
+
+    @property
+    def run(self) -> str:
+        """W&B's id of the run."""
+        return self.file.stem.removeprefix("run-")
+
+    @property
+    def marker(self) -> Path:
+        """wandb's own mark of what has been sent, as old as the file was when it was sent."""
+        return self.file.with_name(f"{self.file.name}.synced")
+
+    @property
+    def began(self) -> tuple[str, int]:
+        """When it began, to be sorted by; of two in one second the later has a number behind its name."""
+        stamp, _, rest = self.file.parent.name.split("run-", 1)[1].partition("-")
+        number = rest.removeprefix(f"{self.run}-")
+        return stamp, int(number) if number.isdigit() else 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to send, as after a kill in its first second."""
+        return self.file.stat().st_size <= HEADER
+
+    @property
+    def sent(self) -> bool:
+        """Whether all that the file holds has been sent."""
+        return self.marker.exists() and self.marker.stat().st_mtime_ns >= self.file.stat().st_mtime_ns
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a study's folder, or a run's")
+    parser.add_argument("--watch", nargs="?", type=float, const=600.0, metavar="seconds",
+                        help="again and again, until the study is over or Ctrl-C (600)")
+    parser.add_argument("--dry-run", action="store_true", help="list, in order, what would be sent")
+    parser.add_argument("--online", action="store_true", help="also what was written online, where its upload was cut short")
+    parser.add_argument("--timeout", type=float, default=900.0, metavar="seconds", help="for each file (900)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Lists or uploads; exits with 1 where something failed, with 2 and one line on bad input."""
+    options = arguments()
+    try:
+        if importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb isn't installed: pip install 'ebm[wandb]'")
+        if options.dry_run:
+            listing(segments(folders(options.folder), online=options.online))
+            return
+        while True:
+            last = not options.watch or over(options.folder)  # asked before, so that what is written at the end is sent, too
+            failed = send(segments(folders(options.folder), online=options.online), seconds=options.timeout)
+            if last:
+                sys.exit(1 if failed else 0)
+            time.sleep(options.watch)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def study(folder: Path) -> list[dict[str, Any]]:
+    """The points of a study, none for a run's folder; raises FileNotFoundError or ValueError where it is neither."""
+    path = folder / "study.json"
+    if not path.exists():
+        if not (folder / "config.yaml").exists() and not any(folder.glob("wandb/*run-*")):
+            raise FileNotFoundError(f"folder: {folder} holds no study.json and no run; give the folder of a study or of a run")
+        return []
+    try:
+        points: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["points"]
+        for point in points:
+            point["folder"], point["kind"], point["label"], point["of"], point["job"], point["steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"folder: {path} is no record of a study ({error}); give one that sweep.py has written") from error
+    return points
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in which runs of a study lie, or the one run's."""
+    return [Path(str(point["folder"])) for point in study(folder)] or [folder]
+
+
+def segments(places: Iterable[Path], *, online: bool) -> list[Segment]:
+    """What W&B has written for the runs in these folders and below, each file once, in order of their starts."""
+    found = {path.resolve() for place in places for path in written(place, "*run-*" if online else "offline-run-*")}
+    return sorted(map(Segment, found), key=lambda one: (*one.began, one.file.stat().st_mtime_ns, one.file))
+
+
+def written(place: Path, pattern: str) -> Iterator[Path]:
+    """W&B's files of one folder: in it and below, or, of the same ids, where WANDB_DIR says."""
+    elsewhere = os.environ.get("WANDB_DIR")
+    for depth in DEPTHS:
+        yield from place.glob(f"{depth}wandb/{pattern}/run-*.wandb")
+        for record in place.glob(f"{depth}track.json") if elsewhere else ():
+            for name in json.loads(record.read_text(encoding="utf-8")).values():  # launch/mirror.py's ids, by the runs' names
+                yield from Path(str(elsewhere), "wandb").glob(f"{pattern}/run-{glob_literal(str(name))}.wandb")
+
+
+def glob_literal(text: str) -> str:
+    """A text for which glob finds itself alone."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def pending(found: Sequence[Segment]) -> list[Segment]:
+    """What is to be sent: of each run all from the first that isn't there, as the last to arrive gives W&B its summary."""
+    begun: set[str] = set()
+    chosen = []
+    for one in found:
+        if not one.empty and (one.run in begun or not one.sent):
+            begun.add(one.run)
+            chosen.append(one)
+    return chosen
+
+
+def listing(found: Sequence[Segment]) -> None:
+    """Prints every file in order, with what would become of it."""
+    chosen = pending(found)
+    for one in found:
+        state = "nothing in it" if one.empty else "to send" if one in chosen else "sent"
+        print(f"{state:13}  {one.file.stat().st_size / 1000:9,.1f} kB  {one.file.parent}")
+    print(f"{len(chosen)} of {len(found)} to send")
+
+
+def send(found: Sequence[Segment], *, seconds: float) -> list[str]:
+    """Uploads what is missing, names what can't be sent, and goes on with other runs; the ids of those that failed."""
+    chosen, failed, waiting = pending(found), list[str](), 0
+    if not chosen:
+        print(f"nothing to send: {f'{len(found)} files, there already or empty' if found else 'no run was written offline'}")
+        return failed
+    with tqdm(chosen, desc="W&B", unit="file") as bar:
+        for one in bar:
+            bar.set_postfix_str(one.run)
+            if one.run in failed:  # a later start must not arrive before an earlier one
+                waiting += 1
+            elif reason := upload(one, seconds=seconds):
+                failed.append(one.run)
+                bar.write(f"failed: {one.file.parent}: {reason}", file=sys.stderr)
+    sent = len(chosen) - len(failed) - waiting
+    print(f"{sent} sent, {len(found) - len(chosen)} there already or empty, {len(failed)} failed"
+          + (f", {waiting} later starts of theirs wait" if waiting else ""), flush=True)
+    return failed
+
+
+def upload(one: Segment, *, seconds: float) -> str:
+    """Has wandb send one file; why it couldn't, "" if it could. Raises ValueError where there is no key."""
+    before = one.file.stat().st_mtime_ns
+    one.marker.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="wandb-sync-") as aside:
+        env = {**PATIENCE, **{name: value for name, value in os.environ.items() if name not in HIDING}, "WANDB_DIR": aside}
+        logs = Path(aside, "wandb", "logs")
+        logs.mkdir(parents=True)
+        try:
+            done = subprocess.run([sys.executable, "-m", "wandb", "sync", "--include-online", str(one.file)], env=env,
+                                  text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return f"not done after {seconds:g} s (--timeout)"
+        said = complaints(done.stdout + done.stderr, "".join(path.read_text() for path in logs.glob("debug-sync*")))
+    if "No API key" in said:
+        raise ValueError(f"no key for {os.environ.get('WANDB_BASE_URL', 'W&B')}: set WANDB_API_KEY or call `wandb login` once")
+    if "ends with an incomplete record" in said:  # a run that is being written, or was killed: all before that has been sent
+        one.marker.touch()
+        said = ""
+    if said or not one.marker.exists():  # wandb marks a file, and exits with 0, also when the server took nothing of it
+        one.marker.unlink(missing_ok=True)
+        return said or f"wandb sync ended with {done.returncode} and says no more"
+    os.utime(one.marker, ns=(before, before))
+    return ""
+
+
+def complaints(text: str, log: str) -> str:
+    """What went wrong, in one line: wandb's words, else those of its log on pictures not taken, of which it says nothing."""
+    lines = re.findall(r"^(?:wandb: ERROR|Error:) (.*)$", text, re.MULTILINE)
+    lines = [line for line in lines if "detailed error logs" not in line]
+    records = [json.loads(line) for line in log.splitlines() if '"ERROR"' in line and '"task"' in line] if not lines else []
+    lines += [str(records[0]["msg"])] if records else []
+    return " ".join(" ".join(lines).split()) + (f" (and {len(records) - 1} more)" if len(records) > 1 else "")
+
+
+def over(folder: Path) -> bool:
+    """Whether no point of a study waits or runs any more; a run's own folder does not tell."""
+    points = study(folder)
+    numbers = [str(point["job"]) for point in points if str(point["job"])[:1].isdigit()]
+    try:
+        jobs = cluster.jobs(numbers)
+    except OSError:  # a controller that is busy or restarts: the next time, perhaps
+        return False
+    here = {one["folder"]: Point(one["kind"], one["label"], Path(one["folder"]), (), one["steps"]) for one in points}
+    lost = {point.label for point in here.values() if point.reason()}
+    return bool(points) and all(jobs[one["job"]].over if one["job"] in jobs else
+                                here[one["folder"]].done() or not lost.isdisjoint((one["label"], one["of"])) for one in points)
+
+
+if __name__ == "__main__":
+    main()
