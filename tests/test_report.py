@@ -63,8 +63,8 @@ def held_out(images: int, loss: float | None) -> Record:
 
 
 def calibration(images: int, sigma: float, explained: float) -> Record:
-    return {"event": "calibration", "step": images // 10, "images": images, "sigma": sigma, "explained": explained, "slope": 1.0,
-            "gain": explained / 2, "seconds": 0.1}
+    return {"event": "calibration", "step": images // 10, "images": images, "sigma": sigma, "explained": explained,
+            "slope": 1.0, "gain": explained / 2, "seconds": 0.1}
 
 
 def usual(loss: float = 0.5) -> list[Record]:
@@ -81,8 +81,8 @@ def studied(store: Path, points: Sequence[tuple[Path, Sequence[str]]], samplers:
               "overrides": list(overrides)} for run, overrides in points]
     found += [{"kind": "sample", "label": place.name, "of": label[run], "folder": str(place), "steps": 0, "job": "here",
                "overrides": [f"sampler={place.name}", "n=4"]} for run, place in samplers]
-    (folder / "study.json").write_text(json.dumps({"command": ["-m", "seed=0,1"], "code": "c0de", "created": "2026-11-24 12:00:00",
-                                                   "points": found}))
+    about = {"command": ["-m", "seed=0,1"], "code": "c0de", "created": "2026-11-24 12:00:00"}
+    (folder / "study.json").write_text(json.dumps({**about, "points": found}))
     return folder
 
 
@@ -196,10 +196,12 @@ def test_thinning_keeps_ends_and_spikes_on_both_axes() -> None:
 def test_a_study_as_a_table(tmp_path: Path) -> None:
     a, b = (trained(tmp_path, name, usual(loss), steps=100) for name, loss in (("a", 0.5), ("b", 0.25)))
     with open(b / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(start(2000.0)) + "\n" + json.dumps({"event": "warning", "images": 5, "words": "no guidance"}) + "\n")
+        warning = {"event": "warning", "images": 5, "words": "no guidance"}
+        file.write(json.dumps(start(2000.0)) + "\n" + json.dumps(warning) + "\n")
     one, two = sampled(a, "heun", fid=30.0), sampled(a, "langevin", fid=90.0)
     (two / "precision.json").write_text(json.dumps({"metrics": {"precision": 0.5}}))
-    study = studied(tmp_path, [(a, ["model=cnn", "seed=0", "data=tiny"]), (b, ["model=unet", "data=tiny"])], [(a, one), (a, two)])
+    points = [(a, ["model=cnn", "seed=0", "data=tiny"]), (b, ["model=unet", "data=tiny"])]
+    study = studied(tmp_path, points, [(a, one), (a, two)])
     content = collect(study, album=Album())
     first, second = content["runs"]
     assert content["parameters"] == ["model", "seed"], "what all points have alike is no column"
@@ -229,7 +231,8 @@ def test_a_study_that_has_moved_is_found(tmp_path: Path) -> None:
 
 
 def test_only_runs_of_one_schedule_and_weighting_compare(tmp_path: Path) -> None:
-    made = [trained(tmp_path, f"{schedule}{seed}", usual(), schedule=schedule) for schedule in ("Single", "Karras") for seed in (0, 1)]
+    made = [trained(tmp_path, f"{schedule}{seed}", usual(), schedule=schedule)
+            for schedule in ("Single", "Karras") for seed in (0, 1)]
     content = collect(studied(tmp_path, [(run, [f"seed={n}"]) for n, run in enumerate(made)]), album=Album())
     assert [run["group"] for run in content["runs"]] == ["Single", "Single", "Karras", "Karras"]
 
@@ -282,7 +285,8 @@ def test_the_doctors_word_is_passed_on(tmp_path: Path) -> None:
         grid(folder / "diagnosis.png", Grid(1, 1, 1), size=50)
         (folder / "diagnosis.txt").write_text("It diverges.\n")
         (folder / "diagnosis.json").write_text(json.dumps({
-            "sampler": folder.parent.name, "verdicts": ["diverging"], "prescription": {"overrides": ["sampler=heun", "sampler.steps=9"]},
+            "sampler": folder.parent.name, "verdicts": ["diverging"],
+            "prescription": {"overrides": ["sampler=heun", "sampler.steps=9"]},
             "calibration": [{"sigma": 1.0, "explained": 0.5, "slope": 1.0, "gain": None}]}))
     content = collect(studied(tmp_path, [(run, ["seed=0"])], [(run, place)]), album=Album())["runs"][0]
     for one in (content["diagnoses"][0], content["samplers"][0]["diagnoses"][0]):
@@ -364,11 +368,31 @@ def test_what_can_not_be_read_is_named_and_nothing_else_is_lost(tmp_path: Path) 
     (run / "config.yaml").write_text("a: [")
     content = collect(studied(tmp_path, [(run, ["seed=0"])], [(run, place)]), album=Album())
     named = {problem["where"].removeprefix("runs/a/"): problem["what"] for problem in content["problems"]}
-    assert set(named) == {"previews/none.png", "previews/bad.png", "samples/heun/a.json", "diagnosis/diagnosis.json", "config.yaml"}
+    assert set(named) == {"previews/none.png", "previews/bad.png", "samples/heun/a.json", "diagnosis/diagnosis.json",
+                          "config.yaml"}
     assert named["previews/none.png"] == "missing"
     assert named["previews/bad.png"].startswith("not a picture")
     assert content["runs"][0]["values"]["held_out"] == 0.5
     assert content["runs"][0]["samplers"][0]["picture"] is not None
+
+
+@pytest.mark.parametrize("protocol", [
+    {"n": -3}, {"n": "many"}, {"n": 1e18, "trajectory": {"path": "a-trajectory.png", "rows": -1, "frames": [{}]}},
+    {"trajectory": {"path": "a.png", "rows": 1e9, "frames": [{"sigma": "x"}]}}, {"trajectory": {"path": 5}},
+    {"trajectory": [1]}, {"sampler": ["a"], "metrics": [1, {"a": 2}], "fid": None}])
+def test_a_strange_protocol_is_survived(protocol: Record, tmp_path: Path) -> None:
+    run = trained(tmp_path, "a", usual(), steps=100)
+    (run / "failure.json").write_text("[]")
+    place = sampled(run, "heun", **protocol)
+    content = collect(studied(tmp_path, [(run, ["seed=0"])], [(run, place)]), album=Album())
+    assert content["runs"][0]["samplers"][0]["picture"] is not None or "n" not in protocol
+    assert page.as_json(content)
+
+
+def test_a_study_of_nothing_is_a_page_too(tmp_path: Path) -> None:
+    content = collect(studied(tmp_path, []), album=Album())
+    assert (content["runs"], content["problems"], over(content)) == ([], [], True)
+    assert "{{" not in page.render(content, []).split("<script")[0]
 
 
 # ---- the page
@@ -487,7 +511,9 @@ def test_the_command_writes_a_page_and_says_what_it_could_not_read(tmp_path: Pat
 
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("nothing", None, "holds neither study.json nor config.yaml; give"), ("study.json", "{", "study.json is not JSON"),
-    ("study.json", '{"points": [{}]}', "is no record of a study"), ("study.json", "[]", "is no record of a study")])
+    ("study.json", '{"points": [{}]}', "is no record of a study"),
+    ("study.json", '{"points": [{"kind": "", "label": "", "folder": "", "of": "", "job": "", "steps": "x", "overrides": []}]}',
+     "is no record of a study"), ("study.json", "[]", "is no record of a study")])
 def test_a_folder_of_neither_is_refused_in_one_line(name: str, content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -531,3 +557,15 @@ def test_watching_writes_again_until_all_has_ended(tmp_path: Path, monkeypatch: 
     report.main()
     assert seen == [(7.0, 7.0), (7.0, 7.0)]
     assert Page(out.read_text()).data("content")["watch"] is None, "a page of what has ended reloads for nothing"
+
+
+@pytest.mark.parametrize(("place", "said"), [
+    ("nonsense", "--wandb: 'nonsense' is not accepted; give entity/project"),
+    ("us/study", "--wandb: no key for W&B; set WANDB_API_KEY or call `wandb login` once"),
+])
+def test_publishing_is_refused_in_one_line(place: str, said: str, tmp_path: Path) -> None:
+    run = trained(tmp_path, "a", usual())
+    env = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, f"{ROOT}/tools/report.py", str(run), "--wandb", place], env=env, timeout=120,
+                          capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (2, f"error: {said}\n")

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Writes one self-contained page about a study or a run: `python tools/report.py <folder of a study or a run>`."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout that is not installed
+
+from ebm.files import write_atomically
+from tools.review.album import Album
+from tools.review.collect import collect, over
+from tools.review.page import render
+from tools.review.png import slides
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="a study's folder (it holds study.json) or a run's (config.yaml)")
+    parser.add_argument("--out", type=Path, help="the page to write (report.html in the folder)")
+    parser.add_argument("--watch", nargs="?", type=float, const=30.0, metavar="seconds",
+                        help="written again until all jobs have ended, or Ctrl-C (30)")
+    parser.add_argument("--png", action="store_true", help="pictures for slides beside the page, by a headless Chromium")
+    parser.add_argument("--wandb", metavar="entity/project", help="publishes the same as a report at W&B, where the runs are")
+    options = parser.parse_args()
+    if options.watch is not None and not 1 <= options.watch < float("inf"):
+        parser.error(f"--watch: {options.watch:g} is not accepted; give seconds, 1 or more")
+    return options
+
+
+def main() -> None:
+    """Writes the page, again and again if asked to; exits with 2 and one line on bad input."""
+    options = arguments()
+    out = options.out or options.folder / "report.html"
+    album = Album()
+    try:
+        place = published().target(options.wandb) if options.wandb else None
+        content = write(options.folder, out, album=album, watch=options.watch)
+        while options.watch is not None and not over(content):
+            time.sleep(options.watch)
+            content = write(options.folder, out, album=album, watch=options.watch)
+        if options.png:
+            for path in slides(out, content):
+                print(path)
+        if place is not None:
+            entity, project = place
+            print(published().publish(published().report(content, entity=entity, project=project)))
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        pass
+
+
+def published() -> ModuleType:
+    """The module that knows W&B's reports; raises ModuleNotFoundError, naming the extra, where it can't be imported."""
+    try:
+        return importlib.import_module("tools.review.published")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"--wandb: {error.name} isn't installed; pip install 'ebm[wandb]'") from error
+
+
+def write(folder: Path, out: Path, *, album: Album, watch: float | None) -> dict[str, Any]:
+    """Writes the page once, says so and what could not be read, and gives what the page shows."""
+    content = collect(folder, album=album)
+    content["watch"] = None if over(content) else watch
+    page = render(content, album.pictures).encode(errors="replace")  # a folder may have any name
+    write_atomically(out, page)
+    print(f"{out}: {counted(content)}, {len(page) / 1e6:.1f} MB", flush=True)
+    if problems := content["problems"]:
+        more = f", and {len(problems) - 1} more, named in the page" if len(problems) > 1 else ""
+        print(f"note: {problems[0]['where']}: {problems[0]['what']}{more}", file=sys.stderr)
+    return content
+
+
+def counted(content: dict[str, Any]) -> str:
+    """How many runs and samplings, in words."""
+    samplings = sum(len(run["samplers"]) for run in content["runs"])
+    return f"{len(content['runs'])} run{'s' * (len(content['runs']) != 1)}" + (f", {samplings} samplings" if samplings else "")
+
+
+if __name__ == "__main__":
+    main()

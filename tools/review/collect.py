@@ -1,0 +1,156 @@
+"""From the folder of a study or of a run to one plain object that holds all that the page shows."""
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from launch import cluster
+from launch.point import Point
+from tools.review import columns, config
+from tools.review.album import Album, Share
+from tools.review.records import Problem
+from tools.review.run import Limits, review
+from tools.review.state import OVER
+
+Tree = list[tuple[Point, list[Point]]]  # each run with its samplers
+
+
+def collect(folder: Path, *, album: Album) -> dict[str, Any]:
+    """All that the page shows; raises FileNotFoundError for a folder of neither, ValueError for a broken study.json."""
+    album.clear()
+    if (folder / "study.json").exists():
+        study = opened(folder / "study.json")
+        tree, numbers = points(study, folder)
+    elif (folder / "config.yaml").exists():
+        study = {}
+        tree, numbers = [(Point("train", folder.resolve().name, folder, remembered(folder.resolve())), [])], {}
+    else:
+        raise FileNotFoundError(f"folder: {folder} holds neither study.json nor config.yaml; give the folder of a study "
+                                "(sweep.py names it) or of a run")
+    jobs = asked(numbers, album)
+    limits = Limits(runs=max(1, len(tree)))
+    shares = [Share(album.limit // len(tree), samplings=len(samplers)) for _, samplers in tree]
+    bar = tqdm(zip(tree, shares, strict=True), total=len(tree), desc="report", unit="run", leave=False,
+               disable=len(tree) < 20 or None)
+    runs = [review(point, samplers, jobs=jobs, album=album, share=mine, limits=limits)
+            for (point, samplers), mine in bar]
+    name_groups(runs)
+    return {
+        "name": folder.resolve().name, "folder": str(folder.resolve()), "kind": "study" if study else "run",
+        "created": str(study.get("created", "")), "code": str(study.get("code", "")),
+        "command": [str(one) for one in study.get("command", [])], "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        **columns.of(runs), "runs": runs, "notes": notes(shares, limits, runs),
+        "problems": [{"where": near(problem.where, folder), "what": problem.what} for problem in album.problems]}
+
+
+def opened(path: Path) -> dict[str, Any]:
+    """A study's record, as far as the page needs it; raises ValueError that says what is wrong with it."""
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        for point in study["points"]:
+            for name in ("kind", "label", "folder", "overrides"):
+                point[name]
+            point["of"], point["job"], int(point["steps"]), list(point["overrides"])
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"folder: {path} is not JSON ({error}); give a study whose record is whole") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"folder: {path} is no record of a study ({error}); give one that sweep.py has written") from error
+    found: dict[str, Any] = study
+    return found
+
+
+def points(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]]:
+    """The runs with their samplers, and the job of each by its folder."""
+    tree: dict[Path, tuple[Point, list[Point]]] = {}
+    by_label: dict[str, Path] = {}
+    numbers: dict[Path, str] = {}
+    for one in study["points"]:
+        place = found_at(Path(str(one["folder"])), folder)
+        numbers[place] = str(one["job"])
+        overrides = tuple(map(str, one["overrides"]))
+        if one["kind"] == "train":
+            tree[place] = (Point("train", str(one["label"]), place, overrides, int(one["steps"])), [])
+            by_label[str(one["label"])] = place
+            continue
+        run = next((parent for parent in place.parents if parent in tree), by_label.get(str(one["of"])))
+        if run in tree:
+            tree[run][1].append(Point("sample", str(one["label"]), place, overrides, of=tree[run][0]))
+    return list(tree.values()), numbers
+
+
+def remembered(run: Path) -> tuple[str, ...]:
+    """The overrides of a run, where a study of the store in which it lies has them."""
+    for path in sorted(run.parents[1].glob("studies/*/study.json")):
+        try:
+            found = [one["overrides"] for one in opened(path)["points"] if Path(one["folder"]).name == run.name]
+        except (OSError, ValueError):
+            continue
+        if found:
+            return tuple(map(str, found[0]))
+    return ()
+
+
+def found_at(place: Path, study: Path) -> Path:
+    """Where a point lies: where it was, or in the same store as the study, if both have been moved."""
+    if place.exists() or "runs" not in place.parts:
+        return place
+    tail = place.parts[len(place.parts) - place.parts[::-1].index("runs"):]
+    moved = study.resolve().parents[1].joinpath("runs", *tail)
+    return moved if moved.exists() else place
+
+
+def asked(numbers: dict[Path, str], album: Album) -> dict[Path, cluster.Job]:
+    """What SLURM says of those jobs that are its own; nothing where it isn't there."""
+    wanted = {place: number for place, number in numbers.items() if number[:1].isdigit()}
+    if not wanted or not cluster.available():
+        return {}
+    try:
+        known = cluster.jobs(wanted.values())
+    except (OSError, ValueError) as error:
+        album.problems.append(Problem("SLURM", f"gives no answer: {error}"))
+        return {}
+    return {place: known[number] for place, number in wanted.items() if number in known}
+
+
+def name_groups(runs: Sequence[dict[str, Any]]) -> None:
+    """Gives each run the name of those it compares with, "" where all do."""
+    groups: list[dict[str, str]] = []
+    for run in runs:
+        if run["comparable"] and run["comparable"] not in groups:  # one that waits has no config yet
+            groups.append(run["comparable"])
+    names = config.group_names(groups) if len(groups) > 1 else [""] * len(groups)
+    for run in runs:
+        group = run.pop("comparable")
+        run["group"] = names[groups.index(group)] if group else ""
+
+
+def notes(shares: Sequence[Share], limits: Limits, runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the page does not show all of, in words."""
+    said = []
+    if any(len(run["train"]["x"]) >= limits.points - 4 for run in runs):
+        said.append(f"Curves are thinned to at most {limits.points} points; their ends and spikes are kept.")
+    if left_out := sum(share.left_out for share in shares):
+        said.append(f"{left_out} pictures are left out, so that the page stays small; the run folders have them all.")
+    if shares:
+        said.append(f"Grids show their first {shares[0].tiles} images, trajectories up to {shares[0].frames} steps.")
+    if any(run["values"]["hours"] is not None for run in runs):
+        said.append("Device-hours count every start up to its last record; work that was lost and made again is not in them.")
+    return said
+
+
+def near(path: str, folder: Path) -> str:
+    """A path from the store or the folder that holds it, where it lies within."""
+    for base in (folder.resolve(), *folder.resolve().parents[1:2]):
+        if path.startswith(f"{base}/"):
+            return path.removeprefix(f"{base}/")
+    return path
+
+
+def over(content: dict[str, Any]) -> bool:
+    """Whether nothing of it waits or runs any more."""
+    return all(one["state"] in OVER for run in content["runs"] for one in (run, *run["samplers"]))

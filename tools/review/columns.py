@@ -1,0 +1,75 @@
+"""Which columns a study's table has: what varies, what was measured, and which way is better."""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+HIGHER = re.compile(r"(^|[_.])(is|inception|precision|recall|density|coverage|auroc|accuracy|likelihood|gain)([_.]|$)")
+# key, title, what is asked for in the best ("": nothing), whether it compares only within one schedule and weighting
+NUMBERS = (("images", "images", "", False), ("loss", "train loss", "lowest train loss", True),
+           ("held_out", "held-out loss", "lowest held-out loss at the end", True),
+           ("best_held_out", "best held-out", "lowest held-out loss", True),
+           ("images_per_s", "images/s", "most images/s", False),
+           ("hours", "device-hours", "", False), ("restarts", "restarts", "", False))
+
+
+def of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``parameters`` and ``sampler_parameters`` (keys), and ``numbers`` (columns), and fills the runs' parameters in."""
+    parameters = fill(runs) if any(run["overrides"] for run in runs) else configured(runs)
+    samplers = [one for run in runs for one in run["samplers"]]
+    measured = sorted({name for one in samplers for name in one["metrics"]})
+    for run in runs:
+        for name in measured:
+            run["values"][name] = best(name, [one["metrics"].get(name) for one in run["samplers"]])
+    devices = {device for run in runs for device in run.pop("devices")}
+    hours = "process-hours" if devices == {"cpu"} else "GPU-hours" if devices and "cpu" not in devices else "device-hours"
+    numbers = [{"key": key, "title": hours if key == "hours" else title, "compares": compares,
+                "asked": asked, "better": "higher" if key in ("images", "images_per_s") else "lower"}
+               for key, title, asked, compares in NUMBERS]
+    numbers += [{"key": name, "title": name, "compares": False, "sampled": True, "better": direction(name),
+                 "asked": f"{direction(name).replace('er', 'est')} {name}"} for name in measured]
+    return {"parameters": parameters, "sampler_parameters": sampler_parameters(samplers), "numbers": numbers}
+
+
+def fill(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The overrides that vary among the runs, in the order of the command line; what one has not, its config may tell."""
+    from launch.study import key, varying  # Hydra, which a run alone does without
+
+    names = varying([tuple(run["arguments"]) for run in runs])
+    ordered = list(dict.fromkeys(key(one) for run in runs for one in run["arguments"] if key(one) in names))
+    for run in runs:
+        known = run["overrides"] | {name: run["config"][name] for name in ordered
+                                    if name in run["config"] and name not in run["overrides"]}
+        run["parameters"] = {name: known.get(name, "") for name in ordered}
+    return ordered
+
+
+def configured(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Where nobody knows the overrides, the values of the config that are worth a column."""
+    for run in runs:
+        run["parameters"] = {name.replace("._target_", "").replace(".path", ""): value for name, value in run["config"].items()}
+    return list(dict.fromkeys(name for run in runs for name in run["parameters"]))
+
+
+def sampler_parameters(samplers: Sequence[dict[str, Any]]) -> list[str]:
+    """The overrides that vary among the samplers, and fills them in."""
+    from launch.study import key, varying
+
+    told = [one for one in samplers if one["overrides"]]
+    names = varying([tuple(one["arguments"]) for one in told]) | ({"sampler"} if told else set())
+    ordered = list(dict.fromkeys(key(one) for sampler in told for one in sampler["arguments"] if key(one) in names))
+    for one in samplers:
+        one["parameters"] = {name: one["overrides"].get(name, "") for name in ordered}
+    return ordered
+
+
+def direction(name: str) -> str:
+    """Which way a measurement is better, guessed from its name: a distance unless the name says otherwise."""
+    return "higher" if HIGHER.search(name.lower()) else "lower"
+
+
+def best(name: str, values: Sequence[float | None]) -> float | None:
+    """The best of the samplers' values, None where there is none."""
+    known = [value for value in values if value is not None]
+    return (max if direction(name) == "higher" else min)(known, default=None)

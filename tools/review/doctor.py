@@ -1,0 +1,63 @@
+"""The doctor's records: verdicts, the paragraph, the picture, and calibration where training has measured none."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tools.review.album import Album, Share
+from tools.review.curves import by_level
+from tools.review.records import Problem, Record, number
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """A JSON file's object, empty where it can't be read, and why it can't."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except FileNotFoundError:
+        return {}, [Problem(str(path), "missing")]
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [Problem(str(path), f"can't be read as JSON: {error}")]
+    return content, []
+
+
+def diagnoses(folder: Path, *, album: Album, share: Share) -> list[dict[str, Any]]:
+    """Every diagnosis under ``folder``/diagnosis, by its sampler."""
+    found = []
+    for path in sorted((folder / "diagnosis").rglob("diagnosis.json")):
+        content, problems = load(path)
+        album.problems += problems
+        verdicts = content.get("verdicts")
+        if not isinstance(verdicts, list):
+            album.problems += [] if problems else [Problem(str(path), "no verdicts")]
+            continue
+        try:
+            words = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            words = ""
+        found.append({"sampler": str(content.get("sampler", path.parent.name)), "verdicts": [str(one) for one in verdicts],
+                      "words": words, "cure": cure(content), "figure": figure(path.with_suffix(".png"), album, share),
+                      "calibration": calibration(content)})
+    return found
+
+
+def figure(path: Path, album: Album, share: Share) -> dict[str, Any] | None:
+    """The picture, if there is one and room for it."""
+    return album.figure(path, share) if path.exists() else None
+
+
+def cure(content: dict[str, Any]) -> str:
+    """The prescription as overrides, "" where there is none."""
+    prescription = content.get("prescription")
+    overrides = prescription.get("overrides") if isinstance(prescription, dict) else None
+    return " ".join(map(str, overrides)) if isinstance(overrides, list) else ""
+
+
+def calibration(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its calibration in the form of training's, at no known number of images."""
+    rows = content.get("calibration")
+    levels: list[Record] = [{**row, "images": 0} for row in rows if isinstance(row, dict) and number(row.get("sigma"))] \
+        if isinstance(rows, list) else []
+    return by_level(levels, ("explained", "slope", "gain"), limit=2)

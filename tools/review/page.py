@@ -1,0 +1,56 @@
+"""From the plain object to one HTML file that needs nothing else: style, scripts, Plotly, data and pictures inside."""
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+WEB = Path(__file__).with_name("web")
+SCRIPTS = ("view", "query", "table", "charts", "levels", "heatmap", "pictures", "words", "start")  # in the order they need
+
+
+def render(content: dict[str, Any], pictures: Sequence[str]) -> str:
+    """The page; raises ModuleNotFoundError where Plotly isn't installed."""
+    code = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = {"page": f'"use strict";\n(() => {{\n{code}\n}})();', "plotly": plotly(), "start": "report.charts();"}
+    scripts = {name: closed(text) for name, text in scripts.items()}
+    hashes = " ".join(f"'sha256-{digest(text)}'" for text in scripts.values())
+    fields = {
+        # Nothing is fetched and nothing runs but these scripts. Plotly writes rules into a style sheet of its own.
+        "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+                  "form-action 'none'",
+        "title": html.escape(f"{content['name']}: report"), "style": (WEB / "page.css").read_text(encoding="utf-8"),
+        "content": as_json(content), "pictures": as_json(list(pictures)), **scripts}
+    # In one pass: nothing that is put in is looked at again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], (WEB / "page.html").read_text(encoding="utf-8"))
+
+
+def plotly() -> str:
+    """Plotly's own JavaScript, from the Python package; raises ModuleNotFoundError, naming the extra, without it."""
+    found = find_spec("plotly")
+    path = Path(found.origin).parent / "package_data" / "plotly.min.js" if found is not None and found.origin else None
+    if path is None or not path.exists():
+        raise ModuleNotFoundError("plotly: it isn't installed; pip install 'ebm[report]'")
+    return path.read_text(encoding="utf-8")
+
+
+def closed(script: str) -> str:
+    """A script that doesn't end where its text happens to hold the closing tag."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
+
+
+def digest(script: str) -> str:
+    """The hash by which the page's policy knows a script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def as_json(content: Any) -> str:
+    """JSON that can stand inside a script element: no character of it ends the element, or means anything in HTML."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))  # ASCII: no U+2028 either
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

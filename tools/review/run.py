@@ -1,0 +1,132 @@
+"""One run's folder as the page shows it: numbers for the table, curves, calibration, previews and samplers."""
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.cluster import Job
+from launch.point import Point
+from tools.review import config as configs
+from tools.review.album import Album, Share
+from tools.review.curves import by_level, curve, short
+from tools.review.doctor import diagnoses
+from tools.review.previews import previews, shown, spread
+from tools.review.records import Record, number, of, read
+from tools.review.samples import drawn
+from tools.review.state import stands
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of each run a page keeps, by the number of runs."""
+
+    runs: int
+
+    @property
+    def points(self) -> int:
+        """Points of a curve."""
+        return max(60, min(800, 18_000 // self.runs))
+
+    @property
+    def measurements(self) -> int:
+        """Times at which calibration is shown."""
+        return 16 if self.runs <= 20 else 8 if self.runs <= 80 else 4
+
+    @property
+    def previews(self) -> int:
+        """Times at which samples are shown, where the run's share of the album has room."""
+        return 24 if self.runs <= 20 else 12 if self.runs <= 80 else 6
+
+
+def review(point: Point, samplers: Sequence[Point], *, jobs: dict[Path, Job], album: Album, share: Share,
+           limits: Limits) -> dict[str, Any]:
+    """A run and its samplers; what can't be read is told to the album's problems."""
+    records, problems = read(point.folder / "metrics.jsonl")
+    config, unread = configs.read(point.folder)
+    state, why = stands(point, records, config, jobs.get(point.folder))
+    if state != "waiting":
+        album.problems += [*problems, *unread]
+    shape = config.get("data.shape")
+    content: dict[str, Any] = {
+        "label": point.label, "folder": str(point.folder), "state": state, "why": why, "overrides": pairs(point.overrides),
+        "arguments": list(point.overrides), **commanded(point), "config": configs.shown(config),
+        "comparable": configs.comparable(config),
+        "values": values(records, config), "devices": sorted({str(one["device"]) for one in of(records, "start")
+                                                              if "device" in one}),
+        "warnings": [one["words"] for one in of(records, "warning")],
+        "train": curve(of(records, "train"), "loss", limit=limits.points),
+        "held_out": curve(of(records, "held_out"), "loss", limit=limits.points),
+        "by_sigma": by_level(of(records, "loss_by_sigma"), ("loss", "share"), limit=limits.measurements),
+        "calibration": by_level(of(records, "calibration"), ("explained", "slope", "gain"), limit=limits.measurements)}
+    # In this order the run's share of the album is used up: first what it came to, at last how it came to it.
+    grids = previews(point.folder, records, shape, most=limits.previews)
+    newest = [shown(one, album, share) for one in grids[-1:]]
+    content["samplers"] = [one for sampler in samplers for one in sampled(
+        sampler, jobs, shape=shape, album=album, share=share)]
+    own = drawn(point.folder / "samples", newest=False, shape=shape, run=point.folder, album=album, share=share)
+    content["samplers"] += [one | {"state": "done", "why": "", "overrides": {}, "arguments": [], "command": ""} for one in own]
+    content["diagnoses"] = diagnoses(point.folder, album=album, share=share)
+    earlier = [shown(one, album, share) for one in spread(grids[:-1])]
+    content["previews"] = sorted(filter(None, [*newest, *earlier]), key=lambda one: one["images"])
+    return content
+
+
+def sampled(sampler: Point, jobs: dict[Path, Job], *, shape: Any, album: Album, share: Share) -> list[dict[str, Any]]:
+    """A sampler of a study: its newest sampling, or an empty one where there is none yet."""
+    state, why = stands(sampler, [], {}, jobs.get(sampler.folder))
+    found = drawn(sampler.folder, newest=True, shape=shape, run=sampler.run, album=album, share=share)
+    empty: dict[str, Any] = {"sampler": "", "picture": None, "trajectory": None, "metrics": {}, "diagnoses": []}
+    return [one | {"label": sampler.label, "state": state, "why": why, "overrides": pairs(sampler.overrides),
+                   "arguments": list(sampler.overrides), **commanded(sampler)} for one in found or [empty]]
+
+
+def pairs(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides by what they set."""
+    from launch.study import key  # Hydra, which a run alone does without
+
+    return {key(one): one.split("=", 1)[1] if "=" in one else "" for one in overrides}
+
+
+def commanded(point: Point) -> dict[str, str]:
+    """``command``: what makes the point again; ``command_note`` where that isn't quite so."""
+    if point.kind == "sample":
+        return {"command": shlex.join(["python", "launch/sample.py", f"run={point.run}", *point.overrides])}
+    if point.overrides:
+        return {"command": shlex.join(["python", "launch/train.py", *point.overrides])}
+    return {"command": shlex.join(["python", "launch/sample.py", f"run={point.folder}"]),
+            "command_note": "This run's overrides are not recorded (config.yaml has its values); the command samples from it."}
+
+
+def values(records: Sequence[Record], config: dict[str, Any]) -> dict[str, float | None]:
+    """The numbers of a run in the table; None where nothing was recorded."""
+    trained, held_out, starts = (of(records, event) for event in ("train", "held_out", "start"))
+    losses = [one["loss"] for one in held_out if one["loss"] is not None]
+    return {
+        "images": max((one["images"] for one in trained), default=None), "budget": number(config.get("budget.images")),
+        "loss": short(trained[-1]["loss"]) if trained else None, "held_out": short(held_out[-1]["loss"]) if held_out else None,
+        "best_held_out": short(min(losses, default=None)),
+        "images_per_s": short(trained[-1].get("images_per_s")) if trained else None, "hours": short(device_hours(records)),
+        "restarts": len(starts) - 1 if starts else None}
+
+
+def device_hours(records: Sequence[Record]) -> float | None:
+    """Hours times processes, of each start from its beginning to the last record before the next; None if not recorded.
+
+    What a resumed run has made twice is gone from the records, so it is the least that was spent.
+    """
+    total, known = 0.0, False
+    began = last = processes = 0.0
+    for record in [*records, {"event": "start"}]:
+        now = number(record.get("time"))
+        if record["event"] == "start":
+            total += max(0.0, last - began) * processes
+            processes = number(record.get("processes")) or 1
+            # A start is written when its first step is over; its devices were held since it began.
+            began = last = (now - (number(record.get("seconds")) or 0.0)) if now is not None else 0.0
+            known |= now is not None
+        if now is not None and began:
+            last = max(last, now)
+    return total / 3600 if known else None
