@@ -345,6 +345,8 @@ def test_any_two_parameters_make_a_heatmap(large: Path, reader: Reader) -> None:
     reader.until(lambda: len(reader.run(data)) == 3, "the axes to change places")
     reader.choose("heat-metric", "fid")
     reader.choose("heat-how", "count")
+    box = "const box = (one) => document.querySelector(one).getBoundingClientRect().bottom; "
+    assert reader.run(box + "return box('#heat-chart .main-svg') <= box('#heatmap')"), "the chart has grown out of its card"
     reader.until(lambda: sum(one or 0 for row in reader.run(data) for one in row) == 30, "the samplings that were measured")
     reader.shoot("large-light")
 

@@ -48,7 +48,8 @@ function drawHeat() {
   }
   const { xs, ys, grid, what } = cellsOf(metric);
   const name = (value) => plain(value === "" ? "–" : value);
-  at("heat-chart").style.height = slide ? "" : `${Math.max(240, Math.min(720, 130 + 52 * ys.length))}px`;
+  const height = Math.max(240, Math.min(720, 130 + 52 * ys.length));
+  at("heat-chart").style.height = slide ? "" : `${height}px`;
   const groups = new Set(visible.map((run) => run.group));
   at("heat-note").textContent = metric.compares && groups.size > 1 && heat.how !== "count"
     ? "Losses of different schedules or weightings don't compare; look along the other parameters." : "";
@@ -68,7 +69,7 @@ function drawHeat() {
       title: plain(heat.y), tickvals: ys.map((_, i) => i), ticktext: ys.map(name), showgrid: false, zeroline: false,
       autorange: "reversed",
     },
-    uirevision: `${heat.x} ${heat.y}`, dragmode: false,
+    uirevision: `${heat.x} ${heat.y}`, dragmode: false, ...(slide ? {} : { height }), // Plotly looks at a box's size once
   });
 }
 
