@@ -72,23 +72,24 @@ def main(cfg: DictConfig) -> None:
             name = folder.path.resolve().name
             mirror = stack.enter_context(mirrored(tracking, folder=folder.path, name=name, kind="train", config=cfg))
         beat = stack.enter_context(watchdog(folder.path, hang))
-        metrics = Metrics(folder.metrics_file)
+        metrics, begun = Metrics(folder.metrics_file), trainer.step
         trainer.alive = first_steps(beat, start, trainer, metrics)
         try:
             done = trainer.fit(batches(cfg, trainer, train))
         except NonFiniteError as error:
             refuse(str(error), code=1, world=world)
-        if not done and world.is_main:
-            verdict("again")
-        world.everyone(None)  # nobody leaves before rank 0 has saved: the first to leave ends all
+        # As a shell reports a signal, so that what was to follow the training does not.
+        how, code = ("trained", 0) if done else ("stopped", 128 + (asked or [signal.SIGTERM])[-1])
         if world.is_main:
-            how = "trained" if done else "stopped"
-            metrics.write("end", step=trainer.step, images=trainer.images, how=how)
-            if not done:
-                mirror.end(how, code=128 + (asked or [signal.SIGTERM])[-1])
+            if trainer.step > begun:
+                metrics.write("end", step=trainer.step, images=trainer.images, how=how)
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
-    if not done:  # as a shell reports a signal, so that what was to follow the training does not
-        raise SystemExit(128 + (asked or [signal.SIGTERM])[-1])
+            if not done:
+                verdict("again")
+                mirror.end(how, code=code)
+        world.everyone(None)  # nobody leaves before rank 0 has done all that: the first to leave ends all
+    if code:
+        raise SystemExit(code)
 
 
 def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metrics: Metrics) -> Callable[[], None]:

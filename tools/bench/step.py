@@ -12,9 +12,10 @@ from tools.bench.measure import Row, Setting, Spread, alternate, at_most, counte
 from tools.bench.subject import model, noisy, precisions, step
 
 TITLE = "The cost of an energy"
-NOTE = ("`model=unet` against `model=unet_score`: one network and one preconditioning, as energy and as direct score; "
-        "a step is forward and backward of the denoising loss. In forward passes a step costs 6 against 3 and ∇E 2 against 1, "
-        "so 2.0 is the floor of all time ratios. Memory is the peak of a step above what stood before it: {method}.")
+NOTE = ("`model=unet` against `model=unet_score`, and `unet_full` against `unet_full_score`: one network and one "
+        "preconditioning, as energy and as direct score; a step is forward and backward of the denoising loss. In forward "
+        "passes a step costs 6 against 3 and ∇E 2 against 1, so 2.0 is the floor of all time ratios. Memory is the peak of a "
+        "step of `unet` above what stood before it: {method}.")
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc reads it when a process starts
 METHOD = {
     "cpu": "resident memory of a fresh process (VmHWM in /proc, with MALLOC_MMAP_THRESHOLD_=65536, so that what is freed "
@@ -29,10 +30,12 @@ def rows(setting: Setting) -> list[Row]:
     lines = []
     for threads in setting.threads:
         torch.set_num_threads(threads)
-        for precision in precisions(setting.device):
-            label = f"{precision}, batch {batch}" + (f", {counted(threads)}" if setting.device.type == "cpu" else "")
-            progress(label)
-            lines += times(label, batch, precision, setting)
+        for name, images in (("unet", batch), ("unet_full", batch // 4)):
+            for precision in precisions(setting.device):
+                label = f"{name}, {precision}, batch {images}"
+                label += f", {counted(threads)}" if setting.device.type == "cpu" else ""
+                progress(label)
+                lines += times(name, label, images, precision, setting)
     for precision in precisions(setting.device):
         progress(f"memory, {precision}")
         energy, score = (fresh(peak, name, batch, precision, setting, environment=ENVIRONMENT)
@@ -42,10 +45,10 @@ def rows(setting: Setting) -> list[Row]:
     return lines
 
 
-def times(label: str, batch: int, precision: str, setting: Setting) -> list[Row]:
+def times(name: str, label: str, batch: int, precision: str, setting: Setting) -> list[Row]:
     """Time ratios of step and score."""
     options = {"batch": batch, "precision": precision, "device": setting.device}
-    energy, score = (model(name, device=setting.device, compiled=setting.compile) for name in ("unet", "unet_score"))
+    energy, score = (model(one, device=setting.device, compiled=setting.compile) for one in (name, f"{name}_score"))
     seconds = alternate({
         "energy step": step(energy, **options), "score step": step(score, **options),  # type: ignore[arg-type]
         "∇E": evaluation(energy, **options), "forward": evaluation(score, **options),  # type: ignore[arg-type]
