@@ -11,6 +11,7 @@ from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
 from launch.build import build, naming
+from launch.track import tracked
 
 
 def check(kind: str, text: str) -> tuple[str, int] | None:
@@ -27,6 +28,7 @@ def check(kind: str, text: str) -> tuple[str, int] | None:
 def check_run(text: str) -> tuple[str, int]:
     """SHA-256 of a run's data and number of its steps."""
     cfg = parsed(text)
+    tracked(cfg)
     for part in ("objective", "schedule", "rate", "optimizer"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
     data = opened(cfg.data.train)

@@ -61,8 +61,9 @@ def main(cfg: DictConfig) -> None:
         about |= {"seconds": round(time.perf_counter() - start, 1)}
         content = record(before, after, about=about | {"tried": tried}, training=failings(cfg, doctor.images))
         write(content, before, after, folder=Path(cfg.out))
-        publish(tracking, Path(cfg.out) / "diagnosis.json", kind="diagnose", config=cfg)
         drawing.show(content, words(content), Path(cfg.out))
+        name = f"{Path(cfg.run).resolve().name} {content['sampler']} diagnosis"
+        publish(tracking, Path(cfg.out) / "diagnosis.json", name=name, kind="diagnose", config=cfg)
 
 
 def cured(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis | None, list[str]]:

@@ -1,13 +1,96 @@
-"""What W&B is shown: a run's records as values by name, and what finished work has left as a summary and pictures."""
+"""What W&B is shown: a run's records as rows of values, each step whole and once, and what finished work has left."""
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import wandb
 
 AXES = ("event", "step", "images", "time", "path", "how", "words")  # what a record says that is no value
+Record = dict[str, Any]
 
 
-def rows(record: dict[str, Any]) -> dict[str, float]:
+class Follower:
+    """Reads a run's metrics.jsonl as it grows and passes it on to W&B, except what W&B has from earlier starts.
+
+    A step is held back until a later one comes or the run ends well: killed within it, the run will make it again whole.
+    """
+
+    def __init__(self, run: wandb.Run, folder: Path, *, done: int, checkpoints: bool) -> None:
+        self.run, self.folder, self.done, self.checkpoints = run, folder, done, checkpoints
+        self.reader = Reader(folder / "metrics.jsonl")
+        self.held: list[Record] = []  # of one step
+
+    def read(self) -> None:
+        """Passes on all steps that are over."""
+        for record in self.reader.new():
+            if record["event"] == "start":
+                self.run.config.update({"start": {name: value for name, value in record.items() if name != "event"}},
+                                       allow_val_change=True)  # type: ignore[no-untyped-call]
+            if record.get("step", 0) <= self.done or record["event"] in ("start", "end"):
+                continue
+            if self.held and record["step"] > self.held[0]["step"]:
+                self.flush()
+            self.held.append(record)
+
+    def flush(self) -> None:
+        """Passes on the step that is held back."""
+        import wandb
+
+        held, self.held = self.held, []
+        if not held:
+            return
+        row: dict[str, Any] = {"images": held[0]["images"]}
+        for record in held:
+            row |= rows(record)
+            if record["event"] == "preview" and (self.folder / record["path"]).exists():
+                row["preview"] = wandb.Image(str(self.folder / record["path"]))
+            if record["event"] == "warning":
+                self.run.alert(title="no useful guidance", text=record["words"])
+            if record["event"] == "save" and self.checkpoints:
+                self.keep(record["step"])
+        self.run.log(row, step=held[0]["step"])
+
+    def keep(self, step: int) -> None:
+        """Uploads the checkpoint of a step, unless training has removed it by now."""
+        import wandb
+
+        for path in (self.folder / "checkpoints").glob(f"step-{step:09d}-*"):
+            artifact = wandb.Artifact(f"{self.run.id}-checkpoint", type="checkpoint", metadata={"step": step})
+            artifact.add_file(str(path))
+            self.run.log_artifact(artifact)
+
+
+class Reader:
+    """The lines of a file that grows, each once and whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.place = path, 0
+
+    def new(self) -> Iterator[Record]:
+        """The records since the last call."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self.place)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self.place += len(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict) and "event" in record:
+                    yield record
+
+
+def rows(record: Record) -> dict[str, float]:
     """The values of one record of metrics.jsonl, by W&B's names: `train/loss`, `calibration/slope/0.5`, `energy/data/mean`."""
     event, what = record["event"], {name: value for name, value in record.items() if name not in AXES and value is not None}
     if event in ("start", "end", "warning"):
@@ -33,3 +116,12 @@ def shown(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
     if film := content.get("trajectory"):
         pictures["trajectory"] = path.parent / film["path"]
     return {name: content[name] for name in ("sampler", "n", "nfe", "seconds", "step", "ema") if name in content}, pictures
+
+
+def last_step(segment: Path) -> int:
+    """The last step that one of W&B's folders holds, by W&B's own reader; −1 where there is none."""
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
+    with subprocess.Popen(inspect, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as reading:
+        assert reading.stdout is not None
+        steps = (int(json.loads(line)["history"]["step"]["num"]) for line in reading.stdout if '"type":"history"' in line)
+        return max(steps, default=-1)

@@ -67,9 +67,10 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     save = Save(checkpoints=folder.checkpoints(plain(cfg, "save.keep", int, least=1)), metrics=metrics, held_out=held_out)
     preview = Preview(sampler=sampler, shape=train.shape, count=plain(cfg, "preview.count", int, least=1),
                       batch=plain(cfg, "preview.batch", int, least=1), seed=cfg.seed,
-                      folder=folder.path / "previews", metrics=metrics,
-                      energies=Energies(dataset=test, metrics=metrics, seed=cfg.seed) if test else None)
-    log = Log(metrics=metrics, flop=flop_per_image(model, train.shape), peak=peak_of(world.device, precision=cfg.precision))
+                      folder=folder.path / "previews", metrics=metrics, energies=None if test is None else Energies(
+                          dataset=test, metrics=metrics, seed=cfg.seed, batch=cfg.preview.batch))
+    peak = peak_of(world.device, precision=cfg.precision)
+    log = Log(metrics=metrics, peak_rate=peak / flop_per_image(model, train.shape) if peak else None)
     every, calibrated = plain(cfg, "diagnose.every", int, least=1), calibration(cfg, test, metrics)
     with naming("budget."):
         budget.pieces(world.size)

@@ -65,7 +65,7 @@ def main(cfg: DictConfig) -> None:
             drawn = collect(aside, plain(cfg, "n", int), batch=cfg.batch, device=device_name(world.device))
             protocol = write(cfg, drawn, step, artist.precision.name)
             shutil.rmtree(aside)
-            publish(tracking, protocol, kind="sample", config=cfg)
+            publish(tracking, protocol, name=f"{Path(cfg.run).resolve().name} {protocol.stem}", kind="sample", config=cfg)
 
 
 def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:

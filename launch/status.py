@@ -23,7 +23,7 @@ from launch.cluster import Job
 from launch.point import Point
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
-TAIL = 16384  # bytes of a log's or a record's end that are read
+TAIL = 32768  # bytes of a log's or a record's end that are read
 
 
 def arguments() -> argparse.Namespace:
@@ -161,7 +161,7 @@ def tail(path: Path, count: int) -> list[str]:
 def last_record(path: Path) -> dict[str, Any]:
     """The last record of training."""
     if path.exists():
-        for line in reversed(tail(path, 60)):  # more than come between two of them
+        for line in reversed(tail(path, 200)):  # more than come between two of them
             try:
                 record: dict[str, Any] = json.loads(line)
             except ValueError:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from launch.build import plain
 from launch.faults import Refused
 from launch.job import node, number
-from launch.version import changes, commit, version
 
 MODES = ("auto", "online", "offline", "disabled")
+ALIASES = {"": "auto", "dryrun": "offline", "run": "online", "shared": "online"}  # W&B's older and other words
 SOON = 5.0  # seconds that a run waits which has failed or was asked to stop
 
 
@@ -41,13 +42,13 @@ class Tracking:
 def tracked(cfg: DictConfig) -> Tracking:
     """The config's tracking; raises ValueError for a value that is not accepted."""
     track = cfg.track
-    if track.mode not in MODES:
+    mode, there = ALIASES.get(track.mode, track.mode), importlib.util.find_spec("wandb") is not None
+    if mode not in MODES:
         raise ValueError(f"track.mode: {track.mode!r} is not accepted; choose {', '.join(MODES)}")
-    there = importlib.util.find_spec("wandb") is not None
-    if not there and track.mode in ("online", "offline"):
+    if not there and mode in ("online", "offline") and track.mode != os.environ.get("WANDB_MODE"):
         raise ValueError(f"track.mode: {track.mode!r} is not accepted; wandb isn't installed: pip install 'ebm[wandb]'")
     seconds = {name: plain(cfg, f"track.{name}", float, least=0) for name in ("start_seconds", "finish_seconds")}
-    return Tracking(mode=track.mode if there else "disabled", project=plain(cfg, "track.project", str),
+    return Tracking(mode=mode if there else "disabled", project=plain(cfg, "track.project", str),
                     entity=None if track.entity is None else plain(cfg, "track.entity", str),
                     checkpoints=plain(cfg, "track.checkpoints", bool), **seconds)
 
@@ -70,8 +71,10 @@ class Mirror:
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:
-            print(f"note: W&B is not done after {wait:g} s and is left to itself; tools/sync.py uploads what is missing",
-                  file=sys.stderr, flush=True)
+            print(f"note: W&B is not done after {wait:g} s and is left to itself; what it can't upload tools/sync.py --online "
+                  "will", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:  # the work is done, and only the waiting is cut short
+            pass
 
 
 @contextlib.contextmanager
@@ -82,35 +85,45 @@ def mirrored(tracking: Tracking, *, folder: Path, name: str, kind: str, config: 
     try:
         yield mirror
     except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else code
         said = error.message if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
         mirror.end("failed", code=code, error=said)
         raise
     mirror.end("trained", code=0, wait=tracking.finish_seconds)
 
 
-def publish(tracking: Tracking, record: Path, *, kind: str, config: DictConfig) -> None:
+def publish(tracking: Tracking, record: Path, *, name: str, kind: str, config: DictConfig) -> None:
     """Passes on what a finished piece of work has left, by the JSON file that tells of it."""
-    with mirrored(tracking, folder=record.parent, name=record.stem, kind=kind, config=config) as mirror:
+    with mirrored(tracking, folder=record.parent, name=name, kind=kind, config=config) as mirror:
         mirror.end("done", code=0, records=[record], wait=tracking.finish_seconds)
 
 
 def begin(tracking: Tracking, *, folder: Path, name: str, kind: str, config: DictConfig) -> subprocess.Popen[bytes] | None:
     """The mirroring process, told all about the run; None where it can't be started."""
     spec = {**asdict(tracking), "folder": str(folder.resolve()), "name": name, "kind": kind, "overrides": overrides(),
-            "config": OmegaConf.to_container(config, resolve=True), "changes": changes(), "pid": os.getpid(),
+            "config": OmegaConf.to_container(config, resolve=True), "pid": os.getpid(),
             "group": os.environ.get("WANDB_RUN_GROUP") or os.environ.get("EBM_STUDY"),
-            "about": {"version": version(), "commit": commit(), "node": node(), "job": number()}}
+            "about": {"node": node(), "job": number()}}
     try:  # a session of its own: Ctrl-C and a job's signals are for the run, which says what follows from them
         process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("mirror.py"))], stdin=subprocess.PIPE,
-                                   stdout=subprocess.DEVNULL, start_new_session=True)
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         assert process.stdin is not None
         process.stdin.write(json.dumps(spec).encode() + b"\n")
         process.stdin.flush()
     except OSError as error:
         print(f"note: no W&B: {error}; metrics.jsonl holds everything", file=sys.stderr, flush=True)
         return None
+    # Passed on by us, so that who reads our output to its end need not wait for W&B's as well.
+    threading.Thread(target=pass_on, args=(process,), daemon=True).start()
     return process
+
+
+def pass_on(process: subprocess.Popen[bytes]) -> None:
+    """Prints what a process says, on lines of its own."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        print(f"\n{line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
 
 
 def overrides() -> list[str]:

@@ -94,7 +94,7 @@ def main(cfg: DictConfig) -> None:
 
 def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metrics: Metrics) -> Callable[[], None]:
     """``beat``, which also notes how long the start has taken as soon as the first step is over."""
-    begun = trainer.step
+    begun, code = trainer.step, version() if trainer.world.is_main else ""
 
     def alive() -> None:
         beat()
@@ -103,7 +103,7 @@ def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metric
         start.ended("first batch" if trainer.step == begun else "first step")
         if "first step" in start.parts and trainer.world.is_main:
             metrics.write("start", step=begun, images=begun * trainer.budget.batch, processes=trainer.world.size, node=node(),
-                          device=device_name(trainer.world.device), job=number(), version=version(),
+                          device=device_name(trainer.world.device), job=number(), version=code,
                           seconds=round(start.last, 2), **start.parts)
 
     return alive

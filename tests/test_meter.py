@@ -76,6 +76,15 @@ def test_arithmetic_is_that_of_a_convolution() -> None:
     assert flop_per_image(model, (3, 8, 8)) == 3 * 2 * (3 * 3 * 3) * 5 * 8 * 8
 
 
+@pytest.mark.parametrize(("name", "peak"), [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12),
+    ("NVIDIA L40", None), ("NVIDIA RTX A1000", None), ("NVIDIA T400 4GB", None)])
+def test_a_gpus_peak_goes_by_its_whole_name(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_of(torch.device("cuda", 0), precision="bf16") == peak
+    assert peak_of(torch.device("cuda", 0), precision="fp32") is None
+
+
 def test_nothing_is_claimed_of_a_device_that_is_not_known() -> None:
     assert peak_of(torch.device("cpu"), precision="bf16") is None
 

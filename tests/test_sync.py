@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -167,7 +168,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.rename(path.with_name(f"offline-run-20260101_00000{second}-{name}"))
     for name in "ab":
         (folder / "runs" / name / "config.yaml").write_text("")
-        (folder / "runs" / name / "track.json").write_text(json.dumps({"run": name}))
+        (folder / "runs" / name / "track.json").write_text(json.dumps({"run": {"id": name, "place": "/nowhere"}}))
     return folder
 
 
@@ -210,12 +211,13 @@ def marked(study: Path) -> list[str]:
 
 def test_everything_arrives_once_in_order_and_what_has_grown_is_sent_again(study: Path, server: Server, call: Call) -> None:
     done = call(study)
-    assert (done.returncode, done.stdout) == (0, "3 sent, 0 there already or empty, 0 failed\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3 sent, 0 there already, empty or being written, 0 failed\n"
     assert server.rows == {"a": [1, 2, 3, 4], "b": [1, 2, 3]}
     assert server.order == ["a", "b"]
     assert any(name.endswith(".png") for name in server.files)
     assert "3/3" in done.stderr  # the progress bar
-    assert call(study).stdout == "nothing to send: 3 files, there already or empty\n"
+    assert call(study).stdout == "nothing to send: 3 files, there already, empty or being written\n"
     assert server.rows == {"a": [1, 2, 3, 4], "b": [1, 2, 3]}
     grown = next(study.glob("runs/b/wandb/*/*.wandb"))
     # As old as the file was before: what it grows by while it is being sent is not taken for sent.
@@ -227,6 +229,8 @@ def test_everything_arrives_once_in_order_and_what_has_grown_is_sent_again(study
 def test_a_file_cut_in_the_middle_of_a_record_counts_as_sent_until_it_grows(study: Path, server: Server, call: Call) -> None:
     file = next(study.glob("runs/b/wandb/*/*.wandb"))
     os.truncate(file, file.stat().st_size - 60)
+    assert names(pending(segments([study / "runs" / "b"], online=False))) == [], "somebody may still write it"
+    os.utime(file, (time.time() - 130,) * 2)
     done = call(study / "runs" / "b")
     assert done.returncode == 0, done.stderr
     assert server.rows["b"][:2] == [1, 2]
@@ -309,11 +313,11 @@ def test_starts_are_in_order_also_within_one_second_and_each_is_found_once(tmp_p
     assert segments([tmp_path], online=True)[0].run == "o"
 
 
-def test_files_elsewhere_are_found_by_the_runs_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "disk"))
+def test_files_elsewhere_are_found_by_the_runs_id(tmp_path: Path) -> None:
     for name in ("a[1]", "a1", "other"):
         touch(tmp_path / "disk" / "wandb" / f"offline-run-20260101_000000-{name}" / f"run-{name}.wandb")
-    touch(tmp_path / "run" / "track.json").write_text('{"run": "a[1]"}')
+    known = {"run": {"id": "a[1]", "place": str(tmp_path / "disk")}}
+    touch(tmp_path / "run" / "track.json").write_text(json.dumps(known))
     assert [one.run for one in segments([tmp_path / "run"], online=False)] == ["a[1]"]
 
 
@@ -322,6 +326,7 @@ def test_after_a_start_that_is_missing_the_later_ones_of_its_run_are_sent_again(
                    7 if name == "c" else 100) for second, name in enumerate("abac")]
     for file in files:
         touch(file.with_name(f"{file.name}.synced"))
+        os.utime(file, (time.time() - 130,) * 2)
     assert pending(segments([tmp_path], online=False)) == []
     files[0].with_name("run-a.wandb.synced").unlink()
     assert names(pending(segments([tmp_path], online=False))) == ["0-a", "2-a"]
@@ -348,7 +353,15 @@ def test_watching_ends_with_the_study_and_sends_what_came_last(study: Path, monk
     rounds: list[int] = []
     monkeypatch.setattr(sync, "over", lambda folder: len(rounds) == 2)
     monkeypatch.setattr(sync, "send", lambda found, seconds: rounds.append(len(found)) or ["a"] * (len(rounds) < 3))
-    monkeypatch.setattr(sys, "argv", ["sync.py", str(study), "--watch", "0.01"])
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(sys, "argv", ["sync.py", str(study), "--watch", "7"])
     with pytest.raises(SystemExit, match="0"):
         sync.main()
-    assert rounds == [3, 3, 3]
+    assert (rounds, waits) == ([3, 3, 3], [7, 7])
+
+
+def test_a_watch_that_never_waits_is_refused(study: Path, call: Call) -> None:
+    done = call(study, "--watch", "0")
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: --watch: 0 is not accepted; give seconds, 1 or more\n")

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Uploads what W&B wrote offline: `python tools/sync.py <folder of a study or of a run>`, each run's starts in order.
 
-Repeat it as often as you like: what is there already stays, what has failed or grown is sent again, whole, as wandb knows
-no other way (the steps keep their numbers). With --watch it does so by itself, from a login node, while the jobs run.
+Repeat it as often as you like: what is there already stays, and what has failed is sent again. A start that is still being
+written waits until it has ended, since wandb sends a file whole or not at all, and a server takes no row back. With --watch
+it does so by itself, from a login node, while the jobs run.
 Exit code 1: something could not be sent; 2: nothing could be tried.
 """
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tqdm import tqdm
 from launch import cluster
 from launch.point import Point
 
+IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
+REST = "there already, empty or being written"
 HEADER = 7  # bytes of a file into which nothing has been written yet
 DEPTHS = ("", "*/", "*/*/")  # of a run's folder: itself, its diagnosis, its samples
 # wandb's own patience, 20 tries of up to a minute (which 0 means, too), is too much for each of many files.
@@ -64,6 +67,15 @@ class Segment:
         return self.file.stat().st_size <= HEADER
 
     @property
+    def live(self) -> bool:
+        """Whether somebody may still write it: it has no end, and W&B's own measurements have come in of late."""
+        if time.time() - self.file.stat().st_mtime > IDLE:
+            return False
+        inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(self.file)]
+        text = subprocess.run(inspect, capture_output=True, text=True, check=False).stdout
+        return not (text.startswith("{") and json.loads(text)["exit_code"] is not None)
+
+    @property
     def sent(self) -> bool:
         """Whether all that the file holds has been sent."""
         return self.marker.exists() and self.marker.stat().st_mtime_ns >= self.file.stat().st_mtime_ns
@@ -78,7 +90,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list, in order, what would be sent")
     parser.add_argument("--online", action="store_true", help="also what was written online, where its upload was cut short")
     parser.add_argument("--timeout", type=float, default=900.0, metavar="seconds", help="for each file (900)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.watch is not None and not 1 <= options.watch < float("inf"):
+        parser.error(f"--watch: {options.watch:g} is not accepted; give seconds, 1 or more")
+    return options
 
 
 def main() -> None:
@@ -132,13 +147,22 @@ def segments(places: Iterable[Path], *, online: bool) -> list[Segment]:
 
 
 def written(place: Path, pattern: str) -> Iterator[Path]:
-    """W&B's files of one folder: in it and below, or, of the same ids, where WANDB_DIR says."""
-    elsewhere = os.environ.get("WANDB_DIR")
+    """W&B's files of one folder: in it and below, or elsewhere."""
     for depth in DEPTHS:
         yield from place.glob(f"{depth}wandb/{pattern}/run-*.wandb")
-        for record in place.glob(f"{depth}track.json") if elsewhere else ():
-            for name in json.loads(record.read_text(encoding="utf-8")).values():  # launch/mirror.py's ids, by the runs' names
-                yield from Path(str(elsewhere), "wandb").glob(f"{pattern}/run-{glob_literal(str(name))}.wandb")
+        for record in place.glob(f"{depth}track.json"):
+            yield from named(record, pattern)
+
+
+def named(record: Path, pattern: str) -> Iterator[Path]:
+    """W&B's files where launch/mirror.py has noted that they lie, which WANDB_DIR may have said."""
+    try:
+        known = [(str(one["place"]), str(one["id"])) for one in json.loads(record.read_text(encoding="utf-8")).values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"note: {record} can't be read ({error!r}); W&B's files elsewhere are not found by it", file=sys.stderr)
+        return
+    for place, name in known:
+        yield from Path(place, "wandb").glob(f"{pattern}/run-{glob_literal(name)}.wandb")
 
 
 def glob_literal(text: str) -> str:
@@ -147,13 +171,18 @@ def glob_literal(text: str) -> str:
 
 
 def pending(found: Sequence[Segment]) -> list[Segment]:
-    """What is to be sent: of each run all from the first that isn't there, as the last to arrive gives W&B its summary."""
-    begun: set[str] = set()
+    """What is to be sent: of each run all from the first that isn't there, as the last to arrive gives W&B its summary, up
+    to one that is still being written."""
+    begun, waiting = set[str](), set[str]()
     chosen = []
     for one in found:
-        if not one.empty and (one.run in begun or not one.sent):
-            begun.add(one.run)
-            chosen.append(one)
+        if one.empty or one.run in waiting or (one.sent and one.run not in begun):
+            continue
+        if one.live:
+            waiting.add(one.run)
+            continue
+        begun.add(one.run)
+        chosen.append(one)
     return chosen
 
 
@@ -161,7 +190,7 @@ def listing(found: Sequence[Segment]) -> None:
     """Prints every file in order, with what would become of it."""
     chosen = pending(found)
     for one in found:
-        state = "nothing in it" if one.empty else "to send" if one in chosen else "sent"
+        state = "nothing in it" if one.empty else "to send" if one in chosen else "sent" if one.sent else "being written"
         print(f"{state:13}  {one.file.stat().st_size / 1000:9,.1f} kB  {one.file.parent}")
     print(f"{len(chosen)} of {len(found)} to send")
 
@@ -170,7 +199,7 @@ def send(found: Sequence[Segment], *, seconds: float) -> list[str]:
     """Uploads what is missing, names what can't be sent, and goes on with other runs; the ids of those that failed."""
     chosen, failed, waiting = pending(found), list[str](), 0
     if not chosen:
-        print(f"nothing to send: {f'{len(found)} files, there already or empty' if found else 'no run was written offline'}")
+        print(f"nothing to send: {f'{len(found)} files, {REST}' if found else 'no run was written offline'}")
         return failed
     with tqdm(chosen, desc="W&B", unit="file") as bar:
         for one in bar:
@@ -181,7 +210,7 @@ def send(found: Sequence[Segment], *, seconds: float) -> list[str]:
                 failed.append(one.run)
                 bar.write(f"failed: {one.file.parent}: {reason}", file=sys.stderr)
     sent = len(chosen) - len(failed) - waiting
-    print(f"{sent} sent, {len(found) - len(chosen)} there already or empty, {len(failed)} failed"
+    print(f"{sent} sent, {len(found) - len(chosen)} {REST}, {len(failed)} failed"
           + (f", {waiting} later starts of theirs wait" if waiting else ""), flush=True)
     return failed
 

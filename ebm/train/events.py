@@ -21,12 +21,11 @@ from ebm.train.trainer import Trainer
 class Log:
     """Means since the last record: loss, gradient norm, speed and where the time went, in metrics.jsonl and on the bar.
 
-    ``flop`` is the arithmetic of one image and ``peak`` what one device can do in a second; None where it isn't known.
+    ``peak_rate`` is the images/s of one device at its arithmetic peak; None where that isn't known.
     """
 
     metrics: Metrics
-    flop: float = 0.0
-    peak: float | None = None
+    peak_rate: float | None
 
     def __call__(self, trainer: Trainer) -> None:
         device_sums, seconds, reading = trainer.meter.take()
@@ -50,8 +49,8 @@ class Log:
         rate, communication = steps * trainer.budget.batch / seconds, trainer.communication()
         parts = {"images_per_s": rate, "data_s": reading / steps, "communication_s": communication,
                  "compute_s": max(0.0, (seconds - reading) / steps - communication)}
-        if self.peak is not None:
-            parts["peak_share"] = rate * self.flop / (self.peak * trainer.world.size)
+        if self.peak_rate is not None:
+            parts["peak_share"] = rate / (self.peak_rate * trainer.world.size)
         return parts
 
 

@@ -95,6 +95,7 @@ class Energies:
     dataset: Dataset
     metrics: Metrics
     seed: int
+    batch: int
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer, samples: Tensor) -> None:
@@ -107,6 +108,6 @@ class Energies:
         images = {"data": self.dataset.images(torch.arange(count), device=device), "noise": model.sigma_data * noise,
                   "samples": samples[:count].to(device)}
         for name, x in images.items():
-            energy = model.energy(x, x.new_full((count,), level))
+            energy = torch.cat([model.energy(part, part.new_full((len(part),), level)) for part in x.split(self.batch)])
             self.metrics.write("energy", step=trainer.step, images=trainer.images, at=name, sigma=level,
                                mean=float(energy.mean()), std=float(energy.std()))

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ebm.energy import Energy, Preconditioned
 
-# Dense peaks of half precision in FLOP/s, from NVIDIA's data sheets; the first name that is part of the GPU's counts.
+# Dense peaks of half precision in FLOP/s, from NVIDIA's data sheets; the first whose words are all in the GPU's name counts.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "A30": 165e12, "L40S": 362e12,
          "L4": 121e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
@@ -30,4 +31,4 @@ def peak_of(device: torch.device, *, precision: str) -> float | None:
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    return next((peak for key, peak in PEAKS.items() if re.search(rf"\b{key}\b", name)), None)

@@ -134,6 +134,8 @@ def pictures(study: Study) -> list[Any]:
     """Previews of training; samples, trajectories and diagnoses where there are any."""
     everything = [one for run in study["runs"] for one in (run, *run["samplers"])]
     blocks = [grid([runs_of(study, "train", name="training")], [media("preview")], columns=1)]
+    if study["kind"] != "study":  # a run by itself is in no group by which its samplings could be found
+        return blocks
     if any(run["samplers"] for run in study["runs"]):
         blocks.append(grid([runs_of(study, "sample", name="samples")], [media("samples"), media("trajectory")], columns=1))
     if any(one["diagnoses"] for one in everything):
@@ -142,12 +144,13 @@ def pictures(study: Study) -> list[Any]:
 
 
 def runs_of(study: Study, kind: str, *, name: str, only: Sequence[str] = (), by: Sequence[str] = ()) -> wr.Runset:
-    """The study's runs of one job type, or some of them; a run by itself is in no group at W&B and goes by its name."""
-    which = expr.Metric("Group" if study["kind"] == "study" else "Name") == study["name"]
-    conditions = [which, expr.Metric("JobType") == kind] if study["kind"] == "study" else [which]
-    if only:
-        conditions.append(expr.Metric("Name").isin(list(only)))
-    return wr.Runset(name=name, filters=expr.And(*conditions), groupby=list(by))
+    """The study's runs of one job type, or some of them: trainings by their names, as an earlier study may have made them,
+    samplings and diagnoses by the study that is their group."""
+    if kind == "train":
+        which = expr.Metric("Name").isin(list(only) or [Path(run["folder"]).name for run in study["runs"]])
+    else:
+        which = expr.Metric("Group") == study["name"]
+    return wr.Runset(name=name, filters=expr.And(which, expr.Metric("JobType") == kind), groupby=list(by))
 
 
 def line(metric: str, *, several: bool = False, log: bool = False) -> wr.LinePlot:
