@@ -20,6 +20,7 @@ from ebm.train.metrics import Metrics, read
 from launch.history import Follower, rows
 from launch.track import tracked
 from tests.conftest import ONE_THREAD, ROOT, Command, final_state, fingerprint
+from tests.wandb_server import serving
 
 TRACKED = ["track.mode=offline", "track.project=tests", "budget.images=400", "save.every=80", "preview.every=200",
            "diagnose.every=200", "diagnose.count=4", "diagnose.levels=2"]
@@ -165,6 +166,22 @@ def test_a_dead_server_changes_nothing(tiny: list[str], run: Path, tmp_path: Pat
     assert "W&B: offline (" in done.stderr
     same_history(tmp_path / "run")
     assert fingerprint(final_state(tmp_path / "run")) == fingerprint(final_state(run))
+
+
+def test_an_online_run_that_comes_back_goes_on_where_the_server_is(tiny: list[str], tmp_path: Path) -> None:
+    with serving() as server:
+        env = {name: value for name, value in ONE_THREAD.items() if not name.startswith("WANDB")}
+        env |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+        for images in (200, 400):
+            done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, *TRACKED[1:], f"run={tmp_path}/run",
+                                   f"budget.images={images}"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120,
+                                  check=False)
+            assert done.returncode == 0, done.stderr
+            assert "W&B" not in done.stderr, done.stderr
+        records = read(tmp_path / "run" / "metrics.jsonl")
+        steps = {record["step"] for record in records if record["event"] not in ("start", "end")}
+        assert [*server.rows.values()] == [sorted(steps)], "the server has not every step once and in order"
+        assert any("preview" in name for name in server.files)
 
 
 def test_without_a_key_nobody_is_asked_for_one(tiny: list[str], tmp_path: Path) -> None:
