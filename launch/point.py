@@ -40,3 +40,8 @@ class Point:
             return f"hung; see {', '.join(sorted(hung))}" if hung else ""
         where = f"rank {content['rank']} on {content['node']}: " if "rank" in content else ""
         return f"{where}{content['error']}"
+
+
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -24,7 +24,7 @@ from launch.arrays import Array, plan
 from launch.cluster import array_limit, available, queued
 from launch.here import here
 from launch.job import STOP_SIGNALS, Task, become
-from launch.point import Point
+from launch.point import Point, quoted
 from launch.store import fresh, frozen, holder, locked
 from launch.study import points
 
@@ -186,11 +186,6 @@ class Study:
                         "folder": str(point.folder), "steps": point.steps, "job": self.jobs[point.folder] or "here",
                         "overrides": point.overrides} for point in self.points]}
         write_atomically(self.folder / "study.json", json.dumps(content, indent=1).encode())
-
-
-def quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def python_blocking_signals() -> str:

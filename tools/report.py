@@ -44,7 +44,10 @@ def main() -> None:
         content = write(options.folder, out, album=album, watch=options.watch)
         while options.watch is not None and not over(content):
             time.sleep(options.watch)
-            content = write(options.folder, out, album=album, watch=options.watch)
+            try:
+                content = write(options.folder, out, album=album, watch=options.watch)
+            except OSError as error:  # a disk that is full or away: the next time, perhaps
+                print(f"note: {error}", file=sys.stderr)
         if options.png:
             for path in slides(out, content):
                 print(path)

@@ -8,7 +8,7 @@ source tools/setup.sh
 install "cluster,wandb,dev"
 if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then
     say "the report is looked at in Chromium (chromium chromium-driver); installing it"
-    apt_install chromium chromium-driver || say "it can't be installed here; those tests are skipped"
+    apt_install chromium chromium-driver || say "it can't be installed here"
 fi
 say "ruff"
 .venv/bin/ruff check .

@@ -85,7 +85,7 @@ def points(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]]:
 
 def remembered(run: Path) -> tuple[str, ...]:
     """The overrides of a run, where a study of the store in which it lies has them."""
-    for path in sorted(run.parents[1].glob("studies/*/study.json")):
+    for path in sorted(run.parent.parent.glob("studies/*/study.json")):
         try:
             found = [one["overrides"] for one in opened(path)["points"] if Path(one["folder"]).name == run.name]
         except (OSError, ValueError):
@@ -100,7 +100,7 @@ def found_at(place: Path, study: Path) -> Path:
     if place.exists() or "runs" not in place.parts:
         return place
     tail = place.parts[len(place.parts) - place.parts[::-1].index("runs"):]
-    moved = study.resolve().parents[1].joinpath("runs", *tail)
+    moved = study.resolve().parent.parent.joinpath("runs", *tail)
     return moved if moved.exists() else place
 
 

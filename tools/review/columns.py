@@ -66,7 +66,7 @@ def sampler_parameters(samplers: Sequence[dict[str, Any]]) -> list[str]:
 
 def direction(name: str) -> str:
     """Which way a measurement is better, guessed from its name: a distance unless the name says otherwise."""
-    return "higher" if HIGHER.search(name.lower()) else "lower"
+    return "higher" if HIGHER.search(name.lower()) and "negative" not in name.lower() else "lower"
 
 
 def best(name: str, values: Sequence[float | None]) -> float | None:

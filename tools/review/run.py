@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster import Job
-from launch.point import Point
+from launch.point import Point, quoted
 from tools.review import config as configs
 from tools.review.album import Album, Share
 from tools.review.curves import by_level, curve, short
@@ -93,10 +93,10 @@ def pairs(overrides: Sequence[str]) -> dict[str, str]:
 def commanded(point: Point) -> dict[str, str]:
     """``command``: what makes the point again; ``command_note`` where that isn't quite so."""
     if point.kind == "sample":
-        return {"command": shlex.join(["python", "launch/sample.py", f"run={point.run}", *point.overrides])}
+        return {"command": shlex.join(["python", "launch/sample.py", f"run={quoted(point.run)}", *point.overrides])}
     if point.overrides:
         return {"command": shlex.join(["python", "launch/train.py", *point.overrides])}
-    return {"command": shlex.join(["python", "launch/sample.py", f"run={point.folder}"]),
+    return {"command": shlex.join(["python", "launch/sample.py", f"run={quoted(point.folder)}"]),
             "command_note": "This run's overrides are not recorded (config.yaml has its values); the command samples from it."}
 
 
