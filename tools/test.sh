@@ -16,4 +16,4 @@ say "mypy"
 .venv/bin/mypy
 say "pytest"
 # A process for every core; each file's tests stay together, as they share what is made once, such as a cluster.
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+exec .venv/bin/python -m pytest -n "$(nproc)" --maxprocesses 4 --dist loadfile "$@"
