@@ -23,7 +23,7 @@ import wandb_workspaces.reports.v2.interface as wr
 from wandb_workspaces.reports.v2.internal import ReportViewspec
 
 from tests.conftest import ROOT
-from tests.test_sync import Handler, Quiet, Server
+from tests.wandb_server import Handler, Quiet, Server
 from tools.review.published import plain, report, target
 
 

@@ -20,7 +20,7 @@ from launch import cluster
 from tests.conftest import ROOT
 from tests.wandb_server import Server, serving
 from tools import sync
-from tools.sync import Segment, folders, over, pending, segments
+from tools.offline import Segment, folders, over, pending, segments
 
 # Each start of a run as launch/mirror.py makes it, all by one process: importing wandb is what takes time.
 STARTS = """

@@ -1,0 +1,143 @@
+"""What W&B has written offline for a study or a run: which files, in which order, and whether they have ended."""
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import cluster
+from launch.point import Point
+
+IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
+HEADER = 7  # bytes of a file into which nothing has been written yet
+DEPTHS = ("", "*/", "*/*/")  # of a run's folder: itself, its diagnosis, its samples
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one start of a run has written: a requeued run has several of one id."""
+
+    file: Path
+
+    @property
+    def run(self) -> str:
+        """W&B's id of the run."""
+        return self.file.stem.removeprefix("run-")
+
+    @property
+    def marker(self) -> Path:
+        """wandb's own mark of what has been sent, as old as the file was when it was sent."""
+        return self.file.with_name(f"{self.file.name}.synced")
+
+    @property
+    def began(self) -> tuple[str, int]:
+        """When it began, to be sorted by; of two in one second the later has a number behind its name."""
+        stamp, _, rest = self.file.parent.name.split("run-", 1)[1].partition("-")
+        number = rest.removeprefix(f"{self.run}-")
+        return stamp, int(number) if number.isdigit() else 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to send, as after a kill in its first second."""
+        return self.file.stat().st_size <= HEADER
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody may still write it: it has no end, and W&B's own measurements have come in of late."""
+        if time.time() - self.file.stat().st_mtime > IDLE:
+            return False
+        inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(self.file)]
+        text = subprocess.run(inspect, capture_output=True, text=True, check=False).stdout
+        return not (text.startswith("{") and json.loads(text)["exit_code"] is not None)
+
+    @property
+    def sent(self) -> bool:
+        """Whether all that the file holds has been sent."""
+        return self.marker.exists() and self.marker.stat().st_mtime_ns >= self.file.stat().st_mtime_ns
+
+
+def study(folder: Path) -> list[dict[str, Any]]:
+    """The points of a study, none for a run's folder; raises FileNotFoundError or ValueError where it is neither."""
+    path = folder / "study.json"
+    if not path.exists():
+        if not (folder / "config.yaml").exists() and not any(folder.glob("wandb/*run-*")):
+            raise FileNotFoundError(f"folder: {folder} holds no study.json and no run; give the folder of a study or of a run")
+        return []
+    try:
+        points: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["points"]
+        for point in points:
+            point["folder"], point["kind"], point["label"], point["of"], point["job"], point["steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"folder: {path} is no record of a study ({error}); give one that sweep.py has written") from error
+    return points
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in which runs of a study lie, or the one run's."""
+    return [Path(str(point["folder"])) for point in study(folder)] or [folder]
+
+
+def segments(places: Iterable[Path], *, online: bool) -> list[Segment]:
+    """What W&B has written for the runs in these folders and below, each file once, in order of their starts."""
+    found = {path.resolve() for place in places for path in written(place, "*run-*" if online else "offline-run-*")}
+    return sorted(map(Segment, found), key=lambda one: (*one.began, one.file.stat().st_mtime_ns, one.file))
+
+
+def written(place: Path, pattern: str) -> Iterator[Path]:
+    """W&B's files of one folder: in it and below, or elsewhere."""
+    for depth in DEPTHS:
+        yield from place.glob(f"{depth}wandb/{pattern}/run-*.wandb")
+        for record in place.glob(f"{depth}track.json"):
+            yield from named(record, pattern)
+
+
+def named(record: Path, pattern: str) -> Iterator[Path]:
+    """W&B's files where launch/mirror.py has noted that they lie, which WANDB_DIR may have said."""
+    try:
+        known = [(str(one["place"]), str(one["id"])) for one in json.loads(record.read_text(encoding="utf-8")).values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"note: {record} can't be read ({error!r}); W&B's files elsewhere are not found by it", file=sys.stderr)
+        return
+    for place, name in known:
+        yield from Path(place, "wandb").glob(f"{pattern}/run-{glob_literal(name)}.wandb")
+
+
+def glob_literal(text: str) -> str:
+    """A text for which glob finds itself alone."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def pending(found: Sequence[Segment]) -> list[Segment]:
+    """What is to be sent: of each run all from the first that isn't there, as the last to arrive gives W&B its summary, up
+    to one that is still being written."""
+    begun, waiting = set[str](), set[str]()
+    chosen = []
+    for one in found:
+        if one.empty or one.run in waiting or (one.sent and one.run not in begun):
+            continue
+        if one.live:
+            waiting.add(one.run)
+            continue
+        begun.add(one.run)
+        chosen.append(one)
+    return chosen
+
+
+def over(folder: Path) -> bool:
+    """Whether no point of a study waits or runs any more; a run's own folder does not tell."""
+    points = study(folder)
+    numbers = [str(point["job"]) for point in points if str(point["job"])[:1].isdigit()]
+    try:
+        jobs = cluster.jobs(numbers)
+    except OSError:  # a controller that is busy or restarts: the next time, perhaps
+        return False
+    here = {one["folder"]: Point(one["kind"], one["label"], Path(one["folder"]), (), one["steps"]) for one in points}
+    lost = {point.label for point in here.values() if point.reason()}
+    return bool(points) and all(jobs[one["job"]].over if one["job"] in jobs else
+                                here[one["folder"]].done() or not lost.isdisjoint((one["label"], one["of"])) for one in points)
