@@ -120,6 +120,8 @@ def test_everything_arrives_once_in_order_and_what_has_grown_is_sent_again(study
 def test_a_file_cut_in_the_middle_of_a_record_counts_as_sent_until_it_grows(study: Path, server: Server, call: Call) -> None:
     file = next(study.glob("runs/b/wandb/*/*.wandb"))
     os.truncate(file, file.stat().st_size - 60)
+    while not Segment(file).live:  # wandb doesn't write its records in the same order each time: until the end is gone
+        os.truncate(file, file.stat().st_size - 60)
     assert names(pending(segments([study / "runs" / "b"], online=False))) == [], "somebody may still write it"
     os.utime(file, (time.time() - 130,) * 2)
     done = call(study / "runs" / "b")
