@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ import wandb_workspaces.reports.v2.interface as wr
 from wandb_workspaces.reports.v2.internal import ReportViewspec
 
 from tests.conftest import ROOT
-from tests.wandb_server import Handler, Quiet, Server
+from tests.wandb_server import Server, serving
 from tools.review.published import plain, report, target
 
 
@@ -249,15 +248,8 @@ class Reports(Server):
 
 @pytest.fixture
 def server() -> Iterator[Reports]:
-    state = Reports()
-    web = Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"state": state}))
-    state.url = f"http://127.0.0.1:{web.server_address[1]}"
-    thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield state
-    web.shutdown()
-    web.server_close()
-    thread.join()
+    with serving(Reports()) as state:
+        yield state
 
 
 def publishing(tmp_path: Any, **env: str) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,7 @@ for folder, name, steps, picture in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serving() as state:
+    with serving(Server()) as state:
         yield state
 
 

@@ -20,7 +20,7 @@ from ebm.train.metrics import Metrics, read
 from launch.history import Follower, rows
 from launch.track import tracked
 from tests.conftest import ONE_THREAD, ROOT, Command, final_state, fingerprint
-from tests.wandb_server import serving
+from tests.wandb_server import Server, serving
 
 TRACKED = ["track.mode=offline", "track.project=tests", "budget.images=400", "save.every=80", "preview.every=200",
            "diagnose.every=200", "diagnose.count=4", "diagnose.levels=2"]
@@ -169,7 +169,7 @@ def test_a_dead_server_changes_nothing(tiny: list[str], run: Path, tmp_path: Pat
 
 
 def test_an_online_run_that_comes_back_goes_on_where_the_server_is(tiny: list[str], tmp_path: Path) -> None:
-    with serving() as server:
+    with serving(Server()) as server:
         env = {name: value for name, value in ONE_THREAD.items() if not name.startswith("WANDB")}
         env |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
         for images in (200, 400):
