@@ -58,7 +58,8 @@ install() {
     local extras=$1 stamp
     mkdir -p build
     log=build/setup.log
-    stamp=$(cat setup.cfg tools/setup.sh <(echo "$extras ${PYTHON:-} ${EBM_FFCV:-1}") | sha256sum | cut -c1-16)
+    stamp=$(cat setup.cfg tools/setup.sh tools/build_kernels.py ebm/nets/fused.py ebm/nets/norm_silu.cpp \
+        <(echo "$extras ${PYTHON:-} ${EBM_FFCV:-1}") | sha256sum | cut -c1-16)
     if [ -x .venv/bin/python ] && grep -qsx "$stamp" .venv/installed; then return; fi
     : >"$log"
     choose_python
@@ -71,5 +72,6 @@ install() {
     else
         say "FFCV is not installed; the plain loader reads the same files. To have it, ask for: $packages, then run this again"
     fi
+    say "$(.venv/bin/python tools/build_kernels.py 2>&1 | tail -n 1)"
     echo "$stamp" >>.venv/installed
 }

@@ -5,9 +5,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ebm.nets.twice import convolution, norm_silu
+from ebm.nets.fused import norm, norm_silu
+from ebm.nets.twice import convolution
 
 
 class NoiseEmbedding(nn.Module):
@@ -63,7 +63,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=1e-5)
 
     def forward(self, h: Tensor) -> Tensor:
-        return F.group_norm(h, self.num_groups, self.weight.to(h.dtype), self.bias.to(h.dtype), self.eps)
+        return norm(h, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
 
     def silu(self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """SiLU of the normalised h (B, C, H, W), first scaled by 1 + scale and moved by shift, (B, C) each."""

@@ -1,0 +1,111 @@
+"""Group norm, also with SiLU, its gradients and theirs, in one pass over memory each: a CPU kernel, norm_silu.cpp, if built.
+
+tools/build_kernels.py builds it once, when the package is set up; nothing is compiled at run time, and without it PyTorch's
+own operations do the same work in some 45 passes. The library lies in a cache of the user's, so that copies of this code
+find it too, and its name tells what it was made from and for.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+
+from ebm.nets import twice
+from ebm.nets.twice import Wanted
+
+SOURCE = Path(__file__).with_name("norm_silu.cpp")
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-mprefer-vector-width=512",
+         "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")  # sums in vectors; NaN stays NaN
+TYPES = torch.float32, torch.bfloat16
+
+
+def library() -> Path:
+    """Where the built library lies: in $EBM_KERNELS, by default in the user's cache."""
+    made_from = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), torch.__version__.encode(), platform.machine().encode()]
+    name = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebm" / "kernels"
+    return Path(os.environ.get("EBM_KERNELS") or cache) / f"norm_silu-{name}.so"
+
+
+def load() -> bool:
+    """Whether the library is there and loads; one that is there and doesn't is warned of."""
+    if not (path := library()).is_file():
+        return False
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be loaded ({error}); energies train without it, more slowly on a CPU", stacklevel=2)
+        return False
+    return True
+
+
+LOADED = load()
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernel is what to use for x (B, C, H, W): where no second derivative follows, PyTorch's own are as fast."""
+    return LOADED and Wanted.second and not is_compiling() and x.device.type == "cpu" and x.dtype in TYPES
+
+
+def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
+    """silu(weight · x̂ + bias) of x (B, C, H, W) normalised over its groups of channels; weight and bias are (B, C)."""
+    if takes(x):
+        return Norm.apply(x, weight.float(), bias.float(), groups, eps, True)  # type: ignore[no-any-return]
+    return twice.norm_silu(x, weight, bias, groups=groups, eps=eps)
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
+    """weight · x̂ + bias of x (B, C, H, W) normalised over its groups of channels; weight and bias are (C,)."""
+    if takes(x):
+        weight, bias = (one.float().expand(len(x), -1) for one in (weight, bias))
+        return Norm.apply(x, weight, bias, groups, eps, False)  # type: ignore[no-any-return]
+    return F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+class Norm(Function):
+    """u = weight · x̂ + bias, or silu(u), with coefficients (B, C) in float32, whatever x's type."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+        y: Tensor = torch.ops.ebm.norm_silu(x, weight, bias, groups, eps, silu)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, *ctx.settings = inputs
+        ctx.save_for_backward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw, db = NormBackward.apply(g, *ctx.saved_tensors, *ctx.settings)
+        return dx, *((dw, db) if Wanted.coefficients else (None, None)), None, None, None
+
+
+class NormBackward(Function):
+    """Gradients (dx, dweight, dbias) of `Norm` at g (B, C, H, W)."""
+
+    @staticmethod
+    def forward(
+        g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.ebm.norm_silu_backward(g, x, weight, bias, groups, eps, silu)
+        return gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        g, x, weight, bias, *ctx.settings = inputs
+        ctx.save_for_backward(g, x, weight, bias)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *torch.ops.ebm.norm_silu_second(*ctx.saved_tensors, vx, vw, vb, *ctx.settings), None, None, None
