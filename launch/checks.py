@@ -15,11 +15,14 @@ from launch.track import tracked
 
 
 def check(kind: str, text: str) -> tuple[str, int] | None:
-    """Tries a config in YAML: a "train" one, for SHA-256 of its data and number of its steps, or a "sample" one's sampler.
+    """Tries a config in YAML: a "train" one, for SHA-256 of its data and number of its steps, a "sample" one's sampler, or
+    what an "evaluate" one measures.
 
     Raises ValueError, naming the key, where no run can be made of it.
     """
     try:
+        if kind == "evaluate":
+            return check_metrics(text)
         return check_run(text) if kind == "train" else check_sampler(text)
     except (OSError, OmegaConfBaseException) as error:  # which not all come whole from one process to another
         raise ValueError(str(error)) from None
@@ -62,6 +65,14 @@ def check_sampler(text: str) -> None:
     with naming("sampler."):
         trajectory(Preconditioned(torch.nn.Identity(), sigma_data=0.5), build(parsed(text), key="sampler"),
                    shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))
+
+
+@functools.lru_cache(None)
+def check_metrics(text: str) -> None:
+    """Builds the metrics asked for."""
+    from launch.evaluate import chosen  # an entry, which most studies do without
+
+    chosen(parsed(text))
 
 
 def parsed(text: str) -> DictConfig:

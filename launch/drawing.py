@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebm.data import to_uint8
 from ebm.energy import Preconditioned
+from ebm.evaluate.power import added, joule_counter, spending
 from ebm.files import write_atomically
 from ebm.samplers.step import Step
 from ebm.sampling import Sampler, batches_of, trajectory
@@ -40,13 +41,14 @@ class Artist:
         """The sampler's steps for the images of these numbers."""
         return trajectory(self.model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
 
-    def draw(self, part: range, film: Film | None = None) -> Tensor:
-        """The images of these numbers, uint8 (len(part), C, H, W) on the CPU; ``film`` is shown every step."""
+    def draw(self, part: range, film: Film | None = None) -> tuple[Tensor, int]:
+        """The images of these numbers, uint8 (len(part), C, H, W) on the CPU, and how many of them are not finite; ``film`` is
+        shown every step."""
         with self.precision.autocast(self.device):
             for step in self.trajectory(part):
                 if film is not None:
                     film.show(step)
-        return to_uint8(step.x).cpu()
+        return to_uint8(step.x).cpu(), int((~step.x.isfinite().flatten(1).all(1)).sum())
 
 
 @dataclass(kw_only=True)
@@ -80,12 +82,39 @@ class Drawn:
     """All images of a sampling, uint8 (n, C, H, W), and how they were drawn."""
 
     images: Tensor
-    nfe: float
+    not_finite: int  # of them, whose pixels mean nothing
+    nfe: float  # passes through the network, for each image
+    gradients: float  # of them, those that a backward pass followed
     seconds: float
+    joules: float | None  # of all devices, where they told
     device: str
     film: bytes
     rows: int
     frames: list[dict[str, Any]]
+
+
+@dataclass(kw_only=True)
+class Passes:
+    """How often a network was called, and how often a gradient was taken through it: an energy's score costs both."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @classmethod
+    @contextmanager
+    def counted(cls, network: nn.Module) -> Iterator[Passes]:
+        """Counts within the block."""
+        passes = cls()
+
+        def count(_network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            passes.forward += 1
+            passes.backward += inputs[0].requires_grad
+
+        handle = network.register_forward_pre_hook(count)
+        try:
+            yield passes
+        finally:
+            handle.remove()
 
 
 def put_aside(folder: Path, part: range, artist: Artist) -> None:
@@ -95,16 +124,10 @@ def put_aside(folder: Path, part: range, artist: Artist) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     film = Film(sigma_data=artist.model.sigma_data) if part.start == 0 else None
-    passes, start = 0, time.perf_counter()
-
-    def count(*_: object) -> None:
-        nonlocal passes
-        passes += 1
-
-    handle = artist.model.network.register_forward_pre_hook(count)
-    images = artist.draw(part, film)
-    handle.remove()
-    about = {"seconds": time.perf_counter() - start, "nfe": passes, "frames": film.frames if film else []}
+    with Passes.counted(artist.model.network) as passes, spending(artist.device, joule_counter(artist.device)[0]) as spent:
+        images, lost = artist.draw(part, film)
+    about = {"seconds": spent.seconds, "joules": spent.joules, "nfe": passes.forward, "gradients": passes.backward,
+             "not_finite": lost, "frames": film.frames if film else []}
     write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
     if film is not None:
         write_atomically(folder / FILM, film.png())
@@ -118,7 +141,9 @@ def collect(folder: Path, count: int, *, batch: int, device: str) -> Drawn:
     paths = [folder / batch_name(part) for part in batches_of(count, batch=batch, rank=0, world=1)]
     about = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
     images = torch.cat([torch.from_numpy(np.load(path)) for path in paths])
-    return Drawn(images=images, nfe=about[0]["nfe"], seconds=sum(one["seconds"] for one in about), device=device,
+    return Drawn(images=images, not_finite=sum(one["not_finite"] for one in about), nfe=about[0]["nfe"],
+                 gradients=about[0]["gradients"], device=device,
+                 seconds=sum(one["seconds"] for one in about), joules=added([one["joules"] for one in about]),
                  film=(folder / FILM).read_bytes(), rows=min(ROWS, batch, count), frames=about[0]["frames"])
 
 

@@ -7,6 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import Dataset
+from ebm.data.loader import dequantised
+from ebm.data.order import share
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
 from ebm.train.budget import Budget
@@ -100,7 +102,11 @@ def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch
     """This process's batches from the step at hand."""
     flip, workers = plain(cfg, "data.flip", bool), plain(cfg, "data.workers", int, least=1)
     resident_bytes = plain(cfg, "data.resident_bytes", int, least=0)
+    batch, rank, world = trainer.budget.batch, trainer.world.rank, trainer.world.size
     with naming("budget."):
-        return train.batches(
-            batch=trainer.budget.batch, seed=cfg.seed, start=trainer.step, rank=trainer.world.rank, world=trainer.world.size,
-            device=trainer.world.device, flip=flip, resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds)
+        images = train.batches(
+            batch=batch, seed=cfg.seed, start=trainer.step, rank=rank, world=world, device=trainer.world.device, flip=flip,
+            resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds)
+    if not plain(cfg, "data.dequantise", bool):
+        return images
+    return dequantised(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=share(batch, rank, world))

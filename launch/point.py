@@ -29,7 +29,20 @@ class Point:
 
     def done(self) -> bool:
         """Whether its results are there."""
-        return any(self.folder.glob("*.npz")) if self.kind == "sample" else newest(self.folder) >= max(self.steps, 1)
+        if self.kind == "train":
+            return newest(self.folder) >= max(self.steps, 1)
+        label = next((one.split("=", 1)[1] for one in self.overrides if one.startswith("label=")), None)
+        return any(self.folder.glob("*.npz")) if label is None else (self.records / f"evaluation-{label}.json").exists()
+
+    @property
+    def entry(self) -> str:
+        """The entry that does it: samples may be drawn to be measured."""
+        return "evaluate" if any(one.startswith("metrics=") for one in self.overrides) else self.kind
+
+    @property
+    def records(self) -> Path:
+        """The folder of what was measured on its samples."""
+        return self.folder.parents[1] / "evaluations" / self.folder.name
 
     def reason(self) -> str:
         """Why it failed, with rank and node, where it left word."""

@@ -34,10 +34,15 @@ def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             continue
         if name.startswith("track"):  # of both
             sample[name] = override
-        part = sample if re.match(r"sample\.|sampler($|[./])", name) else train
+        part = sample if re.match(r"sample\.|sampler($|[./])", name) or measures(override) else train
         part.pop(name, None)
         part[name] = override.removeprefix("sample.")
     return tuple(train.values()), tuple(sample.values())
+
+
+def measures(override: str) -> bool:
+    """Whether an override says what is measured on samples, and not how they are drawn."""
+    return re.match(r"metrics$|metric\.|extractor($|\.)", key(override)) is not None
 
 
 def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[str]], DictConfig],
@@ -45,7 +50,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
     """The points of a multirun, each training once, each checked; raises ValueError where a run can't be made of one."""
     trained: dict[tuple[str, ...], Point] = {}
     found: dict[Path, Point] = {}
-    samplers = functools.lru_cache(None)(lambda sample: compose("sample", ["run=x", *sample]))
+    composed = functools.lru_cache(None)(lambda entry, sample: compose(entry, ["run=x", *sample]))
     parts = [split(overrides) for overrides in jobs]
     names = varying([train for train, _ in parts]), varying([sample for _, sample in parts])
     for train, sample in tqdm(parts, desc="checking", unit="point", disable=len(parts) < 20 or None):
@@ -62,13 +67,22 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             sample, shown = split((*brought, *sample))[1], (experiment, *sample)
         given = {key(override) for override in sample}
         full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))
-        settings = samplers(full)
+        drawing = tuple(override for override in full if not measures(override))
+        settings = composed("sample", drawing)
         check("sample", OmegaConf.to_yaml(settings.sampler))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
-        what = OmegaConf.masked_copy(settings, [str(name) for name in settings if name != "track"])
-        folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(OmegaConf.to_yaml(what))[:8]}"
+        folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(asked(settings))[:8]}"
+        if any(key(override) == "metrics" for override in full):  # samples are drawn to be measured
+            evaluation = composed("evaluate", full)
+            check("evaluate", OmegaConf.to_yaml(OmegaConf.masked_copy(evaluation, ["metrics", "metric", "extractor"])))
+            full = (*full, f"label={digest(asked(evaluation))[:8]}")
         found.setdefault(folder, Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point))
     return list(found.values())
+
+
+def asked(cfg: DictConfig) -> str:
+    """A config as text, less how it is watched."""
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "track"]))
 
 
 def run_name(overrides: tuple[str, ...], cfg: DictConfig, *, sha256: str, code: str) -> str:

@@ -23,6 +23,7 @@ from launch.apart import checking_apart
 from launch.arrays import Array, plan
 from launch.cluster import array_limit, available, queued
 from launch.here import here
+from launch.identity import flat
 from launch.job import STOP_SIGNALS, Task, become
 from launch.point import Point, quoted
 from launch.store import fresh, frozen, holder, locked
@@ -48,8 +49,7 @@ class Study:
         self.code = frozen(store, self.cfg.code)
         if self.cfg.report:
             self.report()  # refused before any work
-        sampling = OmegaConf.to_container(self.cfg.sample, resolve=True)
-        assert isinstance(sampling, dict)
+        sampling = self.sampling()
         with locked(store):  # so that two studies submitted at once see each other's jobs
             with checking_apart() as check:
                 self.points = points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
@@ -72,6 +72,17 @@ class Study:
                 succeeded &= subprocess.run(self.report(), check=False).returncode == 0  # it says itself what is wrong
             if not succeeded:
                 raise SystemExit(1)
+
+    def sampling(self) -> dict[str, Any]:
+        """What the study says of all samplings: keys of sample.yaml, and of evaluate.yaml where samples are measured."""
+        found: dict[str, Any] = {str(key): value for key, value in self.cfg.sample.items()}
+        if self.cfg.metrics is not None:
+            usual = flat(OmegaConf.to_container(self.compose("evaluate", ["run=x"]).metric))
+            found["metrics"] = "[" + ",".join(map(str, self.cfg.metrics)) + "]"
+            found["extractor"] = self.cfg.hydra.runtime.choices.extractor
+            found |= {f"metric.{name}": value for name, value in flat(OmegaConf.to_container(self.cfg.metric)).items()
+                      if usual.get(name) != value and not isinstance(value, str)}
+        return found
 
     def submit(self, arrays: list[Array]) -> None:
         """Hands the arrays to SLURM; takes all of them back where one is refused."""
@@ -116,10 +127,12 @@ class Study:
     def task(self, point: Point) -> Task:
         """The command line of a point."""
         arguments = [f"run={quoted(point.run)}", *point.overrides]
-        if point.kind == "sample":
+        if point.entry == "sample":
             arguments.append(f"out={quoted(point.folder)}")
-        python = sys.executable
-        return Task(point.kind, str(point.folder), (python, str(self.code / "launch" / f"{point.kind}.py"), *arguments))
+        elif point.entry == "evaluate":
+            arguments += [f"samples={quoted(point.folder)}", f"out={quoted(point.records)}"]
+        entry = str(self.code / "launch" / f"{point.entry}.py")
+        return Task(point.kind, str(point.folder), (sys.executable, entry, *arguments))
 
     def executor(self, array: Array) -> submitit.AutoExecutor:
         """submitit's, with this study's sbatch header."""

@@ -42,7 +42,7 @@ def test_images_do_not_depend_on_processes_or_count(trained: Path, command: Comm
     with Image.open(picture) as opened:
         assert opened.mode == "RGB"
     protocol, shown = (json.loads(next((tmp_path / name).glob("*.json")).read_text()) for name in ("one", "two"))
-    told = ("seconds", "time", "run")
+    told = ("seconds", "joules", "time", "run")
     assert {k: v for k, v in protocol.items() if k not in told} == {k: v for k, v in shown.items() if k not in told}
     assert protocol["nfe"] == 7  # two for each of four steps but the last
     frames = protocol["trajectory"]["frames"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch import epilogue, store
@@ -19,7 +20,6 @@ from launch.entry import CONFIGS
 from launch.point import Point
 from launch.store import freeze
 from launch.study import key, points, split, varying
-from tests.conftest import ROOT
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -65,6 +65,24 @@ def test_what_only_changes_sampling_trains_once(tiny: list[str], tmp_path: Path)
     assert kinds.count("sample") == 4
     assert len({p.folder for p in made}) == 6
     assert {p.of.label for p in made if p.of} == {"seed=0", "seed=1"}
+
+
+def test_samples_that_are_measured_are_those_that_would_be_drawn(tiny: list[str], tmp_path: Path) -> None:
+    asked = [*without_sampler(tiny), "sampler=heun"]
+    (_, drawn), (_, measured), (_, otherwise) = (make([[*asked, *more]], tmp_path) for more in (
+        [], ["metrics=[quality,cost]", "extractor=random"], ["metrics=[quality]", "metric.quality.batch=7"]))
+    assert drawn.folder == measured.folder == otherwise.folder
+    assert (drawn.entry, measured.entry) == ("sample", "evaluate")
+    labels = {next(one for one in p.overrides if one.startswith("label=")) for p in (measured, otherwise)}
+    assert len(labels) == 2, "what was measured by one protocol would count as measured by another"
+    drawn.folder.mkdir(parents=True)
+    (drawn.folder / "x.npz").touch()
+    assert drawn.done()
+    assert not measured.done()
+    measured.records.mkdir(parents=True)
+    (measured.records / f"evaluation-{next(one for one in measured.overrides if one.startswith('label='))[6:]}.json").touch()
+    assert measured.done()
+    assert not otherwise.done()
 
 
 @pytest.mark.parametrize(("change", "same"), [
@@ -159,6 +177,12 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], tmp_path: Pat
     again = run("report=status")
     assert "0 jobs run on this machine" in again.stdout
     assert again.stdout.count("done") == 2 * 3, "the report is not that of the study"
+    measured = run("metrics=[cost]")
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    assert "2 jobs run on this machine" in measured.stdout, "what was trained was trained again"
+    assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2, "samples that were there were drawn again"
+    assert len(list((tmp_path / "store").glob("runs/*/evaluations/*/cost-*.json"))) == 2
+    assert "0 jobs run on this machine" in run("metrics=[cost]").stdout
     refused = run("report=nothing")
     assert refused.returncode == 2
     assert "report: 'nothing' is not accepted" in refused.stderr

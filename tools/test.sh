@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in -h | --help) sed -n '2,3s/^# //p' "$0"; exit ;; esac
 source tools/setup.sh
-install "cluster,wandb,dev"
+install "cluster,wandb,evaluate,dev"
 if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then
     say "the report is looked at in Chromium (chromium chromium-driver); installing it"
     apt_install chromium chromium-driver || say "it can't be installed here"

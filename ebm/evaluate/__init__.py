@@ -1,0 +1,1 @@
+"""How good samples are, and what an energy is worth: estimators, each held against an exact answer."""

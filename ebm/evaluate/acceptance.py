@@ -1,0 +1,75 @@
+"""What the Metropolis test is worth: how often moves are accepted at each level, and how much nearer to the data it ends."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebm.diagnose.reference import Reference
+from ebm.samplers.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walked:
+    """Where a sampler has ended, and what the Metropolis test said on the way."""
+
+    x: Tensor  # (B, C, H, W)
+    levels: tuple[float, ...]  # at which moves were tested; none of an unadjusted sampler's
+    acceptance: Tensor  # (B, levels) mean over the level's moves of the probability to be accepted, float64
+
+
+def walked(steps: Iterator[Step]) -> Walked:
+    """Walks a sampler to its end; raises ValueError where it takes no step."""
+    totals: dict[float, Tensor] = {}
+    counts: dict[float, int] = {}
+    step = None
+    for step in steps:
+        if step.acceptance is not None:
+            totals[step.sigma] = totals.get(step.sigma, 0) + step.acceptance.double()
+            counts[step.sigma] = counts.get(step.sigma, 0) + 1
+    if step is None:
+        raise ValueError("sampler: it took no step")
+    means = [total / counts[sigma] for sigma, total in totals.items()]
+    acceptance = torch.stack(means, 1) if means else step.x.new_zeros(len(step.x), 0, dtype=torch.float64)
+    return Walked(x=step.x, levels=tuple(totals), acceptance=acceptance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number and its standard error."""
+
+    value: float
+    stderr: float
+
+
+def gains(
+    reference: Reference, adjusted: Tensor, unadjusted: Mapping[str, Tensor], *, sigma: float, groups: int
+) -> dict[str, Estimate]:
+    """By how much ``adjusted`` images (B, C, H, W) are nearer to the data noised at ``sigma`` than each of ``unadjusted``,
+    as "gain <name>" beside the distances themselves, "adjusted" and "<name>".
+
+    Distances are `Reference.distance`'s, relative to the data's own width. Where a Gaussian's every direction has the
+    curvature λ and the unadjusted moves the size a, their variance is 1/(λ (1 − aλ/2)), so that the gain is
+    (1 − aλ/2)^−½ − 1. Standard errors by leaving out each of ``groups`` in turn, the same images of all.
+    """
+    images = {"adjusted": adjusted, **unadjusted}
+
+    def measured(kept: Tensor) -> Tensor:
+        apart = {name: reference.distance(x[kept], sigma=sigma) for name, x in images.items()}
+        return torch.tensor([*apart.values(), *(apart[name] - apart["adjusted"] for name in unadjusted)], dtype=torch.float64)
+
+    value, stderr = jackknife(measured, count=len(adjusted), groups=groups)
+    names = [*images, *(f"gain {name}" for name in unadjusted)]
+    return {name: Estimate(value=float(v), stderr=float(e)) for name, v, e in zip(names, value, stderr, strict=True)}
+
+
+def jackknife(statistic: Callable[[Tensor], Tensor], *, count: int, groups: int) -> tuple[Tensor, Tensor]:
+    """``statistic`` of all indices 0 … ``count`` − 1, and its standard errors from those without one group after another
+    (the grouped jackknife, Tukey 1958); raises ValueError unless there are 2 to ``count`` groups."""
+    if not 2 <= groups <= count:
+        raise ValueError(f"groups: {groups!r} is not accepted; it must be 2 to {count}, the number of images")
+    every = torch.arange(count)
+    left = torch.stack([statistic(every[every % groups != group]) for group in range(groups)])
+    return statistic(every), ((groups - 1) * (left - left.mean(0)).square().mean(0)).sqrt()

@@ -1,0 +1,213 @@
+"""Feature spaces in which images are compared: Inception as FID means it, any TorchScript file, a fixed random network."""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ebm.randomness import seed_of
+
+INCEPTION, PUBLISHED = "inception", "6726825d"  # the weights that published figures come from: TensorFlow's of 2015-12-05
+NAME = re.compile(r"[a-z][a-z0-9]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A network ready to turn images into features, and all that the features depend on."""
+
+    name: str
+    sha256: str  # of its parameters
+    settings: dict[str, Any]
+    published: bool  # whether figures in its features are the ones called FID, KID and IS
+    device: torch.device
+    network: Callable[[Tensor], dict[str, Tensor]]
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """"features" (B, D) and, for Inception, "logits" (B, classes), float32, of uint8 images (B, 3, H, W).
+
+        Computed in float32, without TF32. Raises ValueError for other images, or where the network gives none such.
+        """
+        check_images(images)
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with exact, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            found = self.network(images.to(self.device))
+        for name, rows in found.items():
+            if not torch.is_tensor(rows) or rows.dim() != 2 or len(rows) != len(images) or not rows.isfinite().all():
+                shape = tuple(rows.shape) if torch.is_tensor(rows) else type(rows).__name__
+                raise ValueError(f"extractor: {self.name!r} is not accepted; its {name} must be finite, (B, D), not {shape}")
+        return {name: rows.float() for name, rows in found.items()}
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """What must be equal for two sets of features to lie in one space."""
+        return {"extractor": self.name, "extractor_sha256": self.sha256, **self.settings}
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that name the space."""
+        return hashlib.sha256(json.dumps(self.measure, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Source(Protocol):
+    """What a config describes: an extractor, nothing of which is read until it is loaded."""
+
+    def load(self, device: torch.device) -> Extractor:
+        """Reads it; raises FileNotFoundError, or ValueError where it isn't what it should be."""
+
+
+def check_images(images: Tensor) -> None:
+    """Raises ValueError unless images are uint8 (B, 3, H, W)."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images: {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)} is not accepted; "
+                         "features are of uint8 (B, 3, H, W)")
+
+
+def checked(file: str, *, sha256: str | None, cure: str) -> tuple[Path, str]:
+    """A file's place and its hash; raises FileNotFoundError with the cure, or ValueError for another hash."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"extractor.file: {str(path)!r}: no such file; {cure}")
+    with open(path, "rb") as content:
+        digest = hashlib.sha256()
+        while block := content.read(1 << 20):
+            digest.update(block)
+    found = digest.hexdigest()
+    if sha256 is not None and found != sha256:
+        raise ValueError(f"extractor.file: {str(path)!r} is not accepted; its SHA-256 is {found[:12]}…, not {sha256[:12]}…; "
+                         f"{cure}")
+    return path, found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inception:
+    """torch-fidelity's InceptionV3, in whose features FID (Heusel et al. 2017, arXiv 1706.08500) is defined.
+
+    Weights are read from ``file`` and from nowhere else. Those with another hash than the published ones, if ``sha256``
+    allows them, make figures that are not called FID.
+    """
+
+    file: str
+    sha256: str
+
+    def load(self, device: torch.device) -> Extractor:
+        """Raises FileNotFoundError without the file, ValueError for another hash or without torch-fidelity."""
+        path, sha256 = checked(self.file, sha256=self.sha256, cure="tools/fetch_weights.py fetches it where there is a network")
+        fidelity()
+        from torch_fidelity import FeatureExtractorInceptionV3
+
+        layers = ["2048", "logits_unbiased"]
+        net = FeatureExtractorInceptionV3(INCEPTION, layers, feature_extractor_weights_path=str(path)).to(device)
+        published = sha256.startswith(PUBLISHED)
+        return Extractor(name=INCEPTION, sha256=sha256, settings={}, published=published, device=device,
+                         network=lambda images: dict(zip(("features", "logits"), net(images), strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchScript:
+    """Any network of images in a TorchScript ``file``, called by a ``name`` of your choice.
+
+    It sees (pixels − mean) / std of pixels in 0…255, resized to ``size`` (bicubic, antialiased; null: as they are), and gives
+    (B, D), or (B, D, h, w), of which the mean over places is taken. ``sha256`` null accepts any file.
+    """
+
+    name: str
+    file: str
+    sha256: str | None
+    size: int | None
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if self.name == INCEPTION or not NAME.fullmatch(self.name):
+            raise ValueError(f"name: {self.name!r} is not accepted; small letters and digits are, {INCEPTION!r} is taken")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, 3) or (key == "std" and min(values) <= 0):
+                raise ValueError(f"{key}: {values!r} is not accepted; one number, or one for each of 3 channels")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size: {self.size!r} is not accepted; it must be at least 1 pixel, or null")
+
+    def load(self, device: torch.device) -> Extractor:
+        """Raises FileNotFoundError without the file, ValueError for another hash or what TorchScript can't read."""
+        path, sha256 = checked(self.file, sha256=self.sha256, cure="give the file and the hash that belong together")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch would rather have torch.export; the files stay readable
+            try:
+                net = torch.jit.load(str(path), map_location=device).eval()
+            except RuntimeError as error:
+                raise ValueError(f"extractor.file: {str(path)!r} is not accepted; it must be TorchScript") from error
+        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+
+        def network(images: Tensor) -> dict[str, Tensor]:
+            x = images.float()
+            if self.size is not None:
+                x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+            rows = net((x - mean) / std)
+            return {"features": rows.mean((2, 3)) if torch.is_tensor(rows) and rows.dim() == 4 else rows}
+
+        settings = {"size": self.size, "mean": [*self.mean], "std": [*self.std]}
+        return Extractor(name=self.name, sha256=sha256, settings=settings, published=False, device=device, network=network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random:
+    """A convolutional network with fixed random weights (Naeem et al. 2020, arXiv 2002.09797, section 4): always to be had.
+
+    Features are the mean and the standard deviation over places after each of its layers, ``widths`` channels wide, each
+    at half the size of the one before.
+    """
+
+    seed: int
+    widths: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths: {self.widths!r} is not accepted; each layer needs at least 1 channel")
+
+    def load(self, device: torch.device) -> Extractor:
+        """Makes it: there is nothing to read, so nothing is raised."""
+        weights = self.weights()
+        digest = hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights)).hexdigest()
+        layers = [w.to(device) for w in weights]
+
+        def network(images: Tensor) -> dict[str, Tensor]:
+            x, rows = images.float() / 127.5 - 1, []
+            rows.append(x.mean((2, 3)))  # colours, to which the first layer is blind
+            for weight in layers:
+                x = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight))
+                rows += [x.mean((2, 3)), x.std((2, 3), correction=0)]
+                x = F.avg_pool2d(x, 2, ceil_mode=True)
+            return {"features": torch.cat(rows, 1)}
+
+        settings = {"widths": [*self.widths], "extractor_seed": self.seed}
+        return Extractor(name="random", sha256=digest, settings=settings, published=False, device=device, network=network)
+
+    def weights(self) -> list[Tensor]:
+        """One filter bank (out, in, 3, 3) for each layer: uniform, of He et al.'s variance, the same bits on every machine."""
+        banks: list[Tensor] = []
+        for layer, (before, width) in enumerate(zip([3, *self.widths], self.widths, strict=False)):
+            # numpy keeps PCG64's raw bits as they are, and + − × / and roots are rounded alike everywhere.
+            bits = np.random.PCG64(seed_of(self.seed, "extractor", layer)).random_raw(width * before * 9)
+            u = ((bits >> np.uint64(40)) * 2.0**-23 - 1).astype(np.float32).reshape(width, before, 3, 3)
+            if layer == 0:  # each sees edges, not brightness, which would drown them
+                u -= (u.sum((1, 2, 3), dtype=np.float64) / (before * 9)).astype(np.float32)[:, None, None, None]
+            banks.append(torch.from_numpy(u * np.sqrt(np.float32(6 / (before * 9)))))
+        return banks
+
+
+def fidelity() -> Any:
+    """The module torch_fidelity; raises ValueError that says how to get it."""
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise ValueError("torch-fidelity: not installed; figures of quality need pip install 'ebm[evaluate]'") from error
+    return torch_fidelity

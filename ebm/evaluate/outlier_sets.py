@@ -1,0 +1,121 @@
+"""Images of another kind than those trained on: sets on disk, and made-up ones that need nothing; all are uint8."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from ebm.data.beton import Beton
+from ebm.data.shapes import shapes as embedded
+from ebm.data.sources import folder, npz
+from ebm.randomness import generator, seed_of
+
+Shape = tuple[int, int, int]
+
+
+def constant(images: Tensor, *, seed: int) -> Tensor:
+    """One random colour all over, each of images' shape (n, C, H, W)."""
+    colours = torch.randint(256, (*images.shape[:2], 1, 1), generator=generator("cpu", seed, "constant"), dtype=torch.uint8)
+    return colours.expand(images.shape).contiguous()
+
+
+def uniform(images: Tensor, *, seed: int) -> Tensor:
+    """Every value equally likely at every pixel, (n, C, H, W)."""
+    return torch.randint(256, images.shape, generator=generator("cpu", seed, "uniform"), dtype=torch.uint8)
+
+
+def gaussian(images: Tensor, *, seed: int) -> Tensor:
+    """White noise of the images' mean and standard deviation, (n, C, H, W)."""
+    noise = torch.randn(images.shape, generator=generator("cpu", seed, "gaussian"))
+    return (images.float().mean() + images.float().std() * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def shuffled(images: Tensor, *, seed: int) -> Tensor:
+    """The images with each one's pixels in a random order, (n, C, H, W)."""
+    places = torch.rand(len(images), 1, images[0, 0].numel(), generator=generator("cpu", seed, "shuffled")).argsort(2)
+    return images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1)).view(images.shape)
+
+
+def shapes(images: Tensor, *, seed: int) -> Tensor:
+    """The embedded coloured shapes, drawn at the images' size, (n, 3, H, W)."""
+    count, _, height, width = images.shape
+    source = embedded(count=count, size=max(height, width, 8), seed=seed_of(seed, "outliers"))
+    return torch.from_numpy(np.stack([*source.images()])).permute(0, 3, 1, 2)[:, :, :height, :width].contiguous()
+
+
+def blurred(images: Tensor, *, seed: int) -> Tensor:
+    """The images at a quarter of their height and width, enlarged again, (n, C, H, W): simpler ones of the same colours."""
+    small = F.adaptive_avg_pool2d(images.float(), (-(-images.shape[2] // 4), -(-images.shape[3] // 4)))
+    return F.interpolate(small, images.shape[2:], mode="bilinear").round().to(torch.uint8)
+
+
+def inverted(images: Tensor, *, seed: int) -> Tensor:
+    """The images' negatives, (n, C, H, W)."""
+    return 255 - images
+
+
+MADE: dict[str, Callable[..., Tensor]] = {made.__name__: made for made in (
+    constant, uniform, gaussian, shuffled, shapes, blurred, inverted)}
+STANDARD: dict[str, tuple[str, dict[str, Any]]] = {  # name: (class in torchvision.datasets, its arguments)
+    "svhn": ("SVHN", {"split": "test"}),
+    "cifar100": ("CIFAR100", {"train": False}),
+    "textures": ("DTD", {"split": "test"}),
+}
+
+
+def standard(name: str, root: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
+    """At most ``count`` images of a published test set, (n, *shape) uint8, fitted to ``shape`` (C, H, W).
+
+    Nothing is downloaded: raises FileNotFoundError, with the command for a node with a network, unless torchvision finds it
+    intact in the folder ``root``. Which images are taken depends on (seed, name): DTD's come sorted by kind.
+    """
+    from torchvision import datasets  # here: it takes a second and 160 MB, which a login node need not spend
+
+    kind, arguments = STANDARD[name]
+    told = ", ".join([repr(str(root)), *(f"{key}={value!r}" for key, value in arguments.items()), "download=True"])
+    try:
+        with warnings.catch_warnings():  # numpy: published pickles give a flag as 0 that is now a bool
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            data = getattr(datasets, kind)(str(root), **arguments, download=False)
+    except ImportError as error:
+        raise FileNotFoundError(f"{name}: {error.name}: not installed; it needs pip install 'ebm[evaluate]'") from error
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f"{name}: not in {root}; on a node with a network: python -c \"from torchvision.datasets "
+                                f"import {kind}; {kind}({told})\"") from error
+    chosen = torch.randperm(len(data), generator=generator("cpu", seed, name))[:count].sort().values
+    return torch.stack([fitted(data[int(i)][0], shape) for i in chosen])
+
+
+def found(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
+    """At most ``count`` images of a .beton, an .npz with `images` or a folder of pictures, (n, *shape) uint8, fitted to
+    ``shape`` (C, H, W); which ones depends on the seed. Raises FileNotFoundError or ValueError where there are none."""
+    path = Path(path)
+    source = generator("cpu", seed, "outliers", path.name)
+    if path.suffix == ".beton":
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such data file; make it with tools/prepare_data.py")
+        beton = Beton.open(path)
+        chosen = torch.randperm(beton.count, generator=source)[:count].sort().values
+        return torch.stack([fitted(Image.fromarray(pixels), shape) for pixels in beton.rows(chosen.numpy())])
+    images = npz(path, key="images") if path.suffix == ".npz" else folder(path, size=max(shape[1:]))
+    chosen = torch.randperm(images.count, generator=source)[:count].sort().values
+    wanted = {int(i) for i in chosen}
+    pixels = (one for i, one in enumerate(islice(images.images(), max(wanted) + 1)) if i in wanted)
+    return torch.stack([fitted(Image.fromarray(np.asarray(one)), shape) for one in pixels])
+
+
+def fitted(image: Image.Image, shape: Shape) -> Tensor:
+    """The picture cut to the proportions of ``shape`` (3, H, W) about its centre and resized where it must be, uint8."""
+    _, height, width = shape
+    image = image.convert("RGB")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,83 @@
+"""What a computation costs on its device: seconds and, where a GPU tells, joules."""
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Counter = Callable[[], "float | None"]
+NEEDS = "nvidia-ml-py: not installed; joules need pip install 'ebm[evaluate]'"
+
+
+@dataclass(kw_only=True)
+class Spent:
+    """Seconds and joules of a block that has ended; joules are None where no device told them."""
+
+    seconds: float = 0.0
+    joules: float | None = None
+
+
+@contextmanager
+def spending(device: torch.device, counter: Counter) -> Iterator[Spent]:
+    """Measures the block: the device's work is waited for on both sides, since a GPU is given work and not waited for."""
+    spent = Spent()
+    wait(device)
+    before, start = counter(), time.perf_counter()
+    yield spent
+    wait(device)
+    spent.seconds, after = time.perf_counter() - start, counter()
+    spent.joules = None if before is None or after is None else after - before
+
+
+def wait(device: torch.device) -> None:
+    """Returns when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def joule_counter(device: torch.device) -> tuple[Counter, str]:
+    """The counter of all joules that the device has taken, and why it tells none where it doesn't."""
+    if device.type != "cuda":
+        return silent, f"a {device.type} doesn't tell"
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return silent, NEEDS
+    return gpu_counter(nvml, f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
+def gpu_counter(nvml: Any, uuid: str) -> tuple[Counter, str]:
+    """The whole board's counter by NVML (``nvml``, its Python module), of the GPU ``uuid``: its number may differ there.
+
+    It counts millijoules since the driver was loaded (NVML, nvmlDeviceGetTotalEnergyConsumption), from Volta on, not for a part
+    of a GPU (MIG), and moves every 20 to 100 ms, so that shorter blocks are not told truly.
+    """
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except nvml.NVMLError as error:
+        return silent, f"the GPU doesn't tell ({error})"
+
+    def joules() -> float | None:
+        try:
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+        except nvml.NVMLError:
+            return None
+
+    return joules, ""
+
+
+def silent() -> None:
+    """The counter of a device that doesn't tell."""
+
+
+def added(joules: list[float | None]) -> float | None:
+    """The sum of several devices' or batches' joules; None if one of them wasn't told, since the rest would pass for all."""
+    told = [one for one in joules if one is not None]
+    return sum(told) if joules and len(told) == len(joules) else None

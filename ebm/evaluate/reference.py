@@ -1,0 +1,120 @@
+"""Sets of real images that samples are compared with, each known by the hash of its images; and their features, kept."""
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ebm.data import Dataset
+from ebm.data.sources import folder
+from ebm.files import write_atomically
+from ebm.randomness import generator
+
+Pixels = Callable[[NDArray[np.int64]], Tensor]
+Rows = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Real images; ``pixels`` gives those at some indices, uint8 (n, 3, H, W) on the CPU."""
+
+    name: str
+    sha256: str
+    count: int
+    shape: tuple[int, int, int]
+    place: Path  # the folder beside whose files it lies
+    pixels: Pixels
+
+    def choice(self, count: int | None, *, seed: int) -> NDArray[np.int64]:
+        """Indices of ``count`` of the images, drawn without repetition, in order; all for None.
+
+        Drawn, since the first ones may all be of one class. Raises ValueError where there are fewer.
+        """
+        if count is None or count == self.count:
+            return np.arange(self.count)
+        if not 0 < count < self.count:
+            raise ValueError(f"{count!r} images are not to be had; {self.name} has {self.count}")
+        chosen = torch.randperm(self.count, generator=generator("cpu", seed, "reference", self.sha256))[:count]
+        return chosen.sort().values.numpy()
+
+
+def of_dataset(data: Dataset) -> ImageSet:
+    """The images of a `.beton` file, under its manifest's name and hash."""
+    return ImageSet(name=data.manifest.source, sha256=data.manifest.sha256, count=data.count, shape=data.shape,
+                    place=data.path.parent, pixels=data.pixels)
+
+
+@functools.lru_cache(maxsize=2)
+def read(path: str, *, size: int) -> ImageSet:
+    """The images at ``path``: a .beton, an .npz (its only array, or FILE:KEY), or a folder, cut and resized to ``size``.
+
+    Raises FileNotFoundError, or ValueError for what holds no uint8 images of three channels.
+    """
+    if path.endswith(".beton"):
+        return of_dataset(Dataset.open(path))
+    place, _, key = path.partition(".npz:")
+    if key or path.endswith(".npz"):
+        file = Path(f"{place}.npz" if key else path)
+        return of_array(from_npz(file, key), name=f"npz {file.name}", place=file.parent)
+    source = folder(path, size=size)
+    bar = tqdm(source.images(), total=source.count, desc="reference", unit="img", leave=False, dynamic_ncols=True)
+    return of_array(np.stack(list(bar)), name=source.name, place=Path(path).parent)
+
+
+def from_npz(file: Path, key: str) -> NDArray[np.uint8]:
+    """One array of an .npz, uint8 (N, H, W, 3); raises FileNotFoundError, or ValueError for anything else."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{file}: not an .npz file")
+    try:
+        with open(file, "rb") as content, np.load(content, allow_pickle=False) as arrays:
+            if not key and len(arrays.files) == 1:
+                key = arrays.files[0]
+            if key not in arrays.files:
+                raise ValueError(f"{file}: has no array {key!r}; name one as FILE:KEY, of {', '.join(arrays.files) or 'none'}")
+            images = arrays[key]
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{file}: damaged ({error})") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ValueError(f"{file}: {key} is {images.dtype} {images.shape}; uint8 (N, H, W, 3) is accepted")
+    return np.asarray(images)
+
+
+def of_array(images: NDArray[np.uint8], *, name: str, place: Path) -> ImageSet:
+    """Images (N, H, W, 3) in memory, under the hash of their pixels."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    count, height, width, channels = images.shape
+    return ImageSet(name=name, sha256=digest.hexdigest(), count=count, shape=(channels, height, width), place=place,
+                    pixels=lambda indices: torch.from_numpy(images[indices]).permute(0, 3, 1, 2).contiguous())
+
+
+def kept(path: Path, *, count: int) -> Rows | None:
+    """What `keep` wrote, with ``count`` finite features; None where it is absent or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # numpy leaves a damaged one open
+            rows = {key: content[key] for key in content.files}  # reads all, so that its checksums are held
+        whole = rows["features"].shape[0] == count and np.isfinite(rows["features"]).all()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return rows if whole else None
+
+
+def keep(path: Path, rows: Rows) -> None:
+    """Writes features and what was made of them; a file that is there is whole. Raises OSError where it can't."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **rows)  # type: ignore[arg-type]  # numpy's stub takes a name for its own flag
+    write_atomically(path, buffer.getbuffer())

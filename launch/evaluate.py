@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Measures a trained run: `python launch/evaluate.py run=<folder> metrics=[quality,likelihood,…] n=<count> sampler=<name>`.
+
+Any number of processes (`torchrun`) gives the same samples and the same figures. Each metric leaves a record: its figures, and
+the protocol by which they were measured. What was interrupted goes on from there.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+
+from omegaconf import DictConfig, OmegaConf
+
+from ebm.data import Dataset
+from ebm.files import write_atomically
+from ebm.train.distributed import World, join
+from launch.build import build, plain
+from launch.entry import checking, run
+from launch.evaluation import Metric, Work, digest, write
+from launch.faults import recorded
+from launch.job import STOP_SIGNALS
+from launch.preflight import meeting
+from launch.run import RunFolder
+from launch.sample import name as sample_name
+from launch.sample import prepare
+from launch.track import Tracking, publish, tracked
+
+QUALITY = ("fid", "kid", "is", "precision_recall")  # by what people call them, all made from the same features
+
+
+def main(cfg: DictConfig) -> None:
+    """Measures the run by each metric asked for, and writes a record of each."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(recorded(Path(cfg.out if cfg.label is None else cfg.samples)))  # a point of a study is its samples
+        with checking(), meeting():
+            metrics = chosen(cfg)
+            seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
+            world = stack.enter_context(join(device=cfg.device, **seconds))
+        with checking(world):
+            tracking = tracked(cfg)
+            work = prepared(cfg, world)
+            if str(cfg.samples).endswith(".npz"):
+                work.samples()  # refused before any work, where they can't be measured
+            for metric in metrics.values():
+                metric.check(work)
+            if world.is_main:
+                Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
+        paths = [evaluated(work, name, metric, tracking) for name, metric in metrics.items()]
+        world.everyone(None)  # nobody reads what was put aside any more
+        if world.is_main:
+            shutil.rmtree(work.aside, ignore_errors=True)
+            if cfg.label is not None:
+                done = json.dumps([path.name for path in paths]).encode()
+                write_atomically(Path(cfg.out) / f"evaluation-{cfg.label}.json", done)
+
+
+def chosen(cfg: DictConfig) -> dict[str, Metric]:
+    """The metrics asked for, built; raises ValueError that names what is accepted."""
+    asked = plain_names(cfg)
+    figures = [name for name in asked if name in QUALITY]
+    settings = OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor})
+    if figures:
+        settings.metric.quality.figures = figures
+    names = dict.fromkeys("quality" if name in QUALITY else name for name in asked)
+    return {name: build(settings.metric[name], key=f"metric.{name}") for name in names}
+
+
+def plain_names(cfg: DictConfig) -> list[str]:
+    """The names in `metrics`."""
+    asked = OmegaConf.to_container(cfg.metrics) if OmegaConf.is_list(cfg.metrics) else cfg.metrics
+    accepted = [*map(str, cfg.metric), *QUALITY]
+    if not isinstance(asked, list) or not asked or not all(name in accepted for name in asked):
+        raise ValueError(f"metrics: {asked!r} is not accepted; it must be a list of {', '.join(accepted)}")
+    return asked
+
+
+def prepared(cfg: DictConfig, world: World) -> Work:
+    """The run with its data; raises ValueError or OSError where something is missing."""
+    artist, step = prepare(cfg, world)
+    folder = RunFolder(Path(cfg.run))
+    config = folder.config()
+    plain(cfg, "again", bool)
+    train, test = (Dataset.open(path) if path else None for path in
+                   (cfg.train or config.data.train, cfg.held_out or config.data.test))
+    assert train is not None
+    for key, data in {"train": train, "held_out": test}.items():
+        if data is not None and data.shape != artist.shape:
+            raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {artist.shape}")
+    return Work(artist=artist, world=world, cfg=cfg, config=config, train=train, held_out=test,
+                n=plain(cfg, "n", int, least=1), batch=plain(cfg, "batch", int, least=1), step=step,
+                checkpoint=folder.checkpoint(cfg.checkpoint).name)
+
+
+def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
+    """Measures by one metric unless there is a record of just that; the record's place."""
+    cfg = work.cfg
+    stem = f"{name}-{label(work, metric)}-{digest(request(work, name, metric))[:8]}"
+    path = Path(cfg.out) / f"{stem}.json"
+    if work.world.share(path.exists() and not cfg.again):
+        if work.world.is_main:
+            print(f"{name}: measured before: {path}", flush=True)
+        return path
+    with checking() if work.world.size == 1 else contextlib.nullcontext():
+        figures = metric(work)
+    if metric.of_samples:
+        work.samples()  # on every process, since the record tells of them
+    if figures is not None and work.world.is_main:
+        write(work, name, figures, stem=stem, of_samples=metric.of_samples)
+        print(f"{name}: {words(figures.values)}\n  {path}", flush=True)
+        publish(tracking, path, name=f"{Path(cfg.run).resolve().name} {stem}", kind="evaluate", config=cfg)
+    return path
+
+
+def label(work: Work, metric: Metric) -> str:
+    """What a figure is about, as part of a file's name: the samples, or the model alone."""
+    if metric.of_samples:
+        return Path(str(work.cfg.samples)).stem if str(work.cfg.samples).endswith(".npz") else sample_name(work.cfg, work.step)
+    return f"step{work.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
+
+
+def request(work: Work, name: str, metric: Metric) -> list[Any]:
+    """All that a figure depends on, but for the code."""
+    cfg = work.cfg
+    settings = OmegaConf.to_container(OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor}), resolve=True)
+    what = [settings["metric"][name], work.checkpoint, cfg.ema, work.artist.seed, work.artist.precision.name,  # type: ignore
+            work.world.device.type, work.train.manifest.sha256, work.held_out.manifest.sha256 if work.held_out else None]
+    if metric.of_samples:
+        what += [OmegaConf.to_container(cfg.sampler, resolve=True), work.n, work.batch, str(cfg.samples)]
+    return [*what, [name for name in plain_names(cfg) if name in QUALITY]] if name == "quality" else what
+
+
+def words(values: dict[str, float]) -> str:
+    """Numbers for people, each with its standard error where there is one."""
+    told = []
+    for key, value in values.items():
+        if not key.endswith("_stderr"):
+            error = values.get(f"{key}_stderr")
+            shown = f"{value:.5g}" if isinstance(value, (int, float)) and math.isfinite(value) else str(value)
+            told.append(f"{key} {shown}" + (f" ± {error:.2g}" if error is not None else ""))
+    return ", ".join(told)
+
+
+if __name__ == "__main__":
+    run(main, config="evaluate")

@@ -1,0 +1,72 @@
+"""What one image costs: passes through the network, seconds, and joules where the device tells them."""
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tqdm import tqdm
+
+from ebm.evaluate.power import Spent, added, joule_counter, spending
+from ebm.samplers.langevin import whole
+from ebm.train.distributed import device_name
+from launch.drawing import Passes
+from launch.evaluation import Figures, Work
+
+NFE = "passes forward through the network for an image; of an energy's, `gradients` were followed by a pass backward"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Draws ``batches`` batches on one device after ``warmup`` unmeasured ones; see configs/metric/cost.yaml."""
+
+    warmup: int
+    batches: int
+
+    of_samples: ClassVar[bool] = True
+
+    def check(self, work: Work) -> None:
+        """Raises ValueError for unusable settings, and for images of which nobody knows how they were drawn."""
+        whole(0, **{"metric.cost.warmup": self.warmup})
+        whole(1, **{"metric.cost.batches": self.batches})
+        if str(work.cfg.samples).endswith(".npz"):
+            raise ValueError(f"samples: {work.cfg.samples} is not accepted by the metric cost; a file's images may come "
+                             "from any sampler")
+
+    def __call__(self, work: Work) -> Figures | None:
+        """The figures on rank 0, whose device alone is measured, while the others wait."""
+        subject = work.samples().subject  # before the clock is read, so that all processes are through with them
+        if not work.world.is_main:
+            return None
+        counter, reason = joule_counter(work.artist.device)
+        spent: list[Spent] = []
+        for index in tqdm(range(self.warmup + self.batches), unit="batch", desc="cost", dynamic_ncols=True):
+            part = range(index * work.batch, (index + 1) * work.batch)
+            with Passes.counted(work.artist.model.network) as passes, spending(work.artist.device, counter) as one:
+                work.artist.draw(part)
+            spent += [one] * (index >= self.warmup)
+        whole_sampling = {key: subject[key] for key in ("n", "seconds", "joules") if key in subject}
+        return Figures(
+            values={"nfe": float(passes.forward), "gradients": float(passes.backward), **per_image(spent, work.batch)},
+            measure={"device": device_name(work.artist.device), "processor": platform.processor() or platform.machine(),
+                     "threads": torch.get_num_threads(), "batch": work.batch, "warmup": self.warmup, "batches": self.batches,
+                     "precision": work.artist.precision.name, "torch": torch.__version__, "images": list(work.artist.shape)},
+            details={"nfe": NFE, "batch_seconds": [one.seconds for one in spent], "batch_joules": [one.joules for one in spent],
+                     "joules": "the whole GPU's, idle draw included" if not reason else f"not told: {reason}",
+                     "all_samples": whole_sampling})
+
+
+def per_image(spent: Sequence[Spent], batch: int) -> dict[str, Any]:
+    """Mean seconds and joules of an image in batches of ``batch``, with standard errors where there are several batches."""
+    seconds = [one.seconds / batch for one in spent]
+    values = {"seconds_per_image": statistics.fmean(seconds), "images_per_s": 1 / statistics.fmean(seconds)}
+    if len(spent) > 1:
+        values["seconds_per_image_stderr"] = statistics.stdev(seconds) / math.sqrt(len(spent))
+    joules = added([one.joules for one in spent])
+    if joules is not None:
+        values["joules_per_image"] = joules / (batch * len(spent))
+    return values

@@ -1,0 +1,129 @@
+"""The training images nearest to a run's samples, as a picture and as distances: does it copy?"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebm.data import Dataset
+from ebm.evaluate.extractors import Extractor, Source
+from ebm.evaluate.neighbours import copied, nearest, picture, ratio
+from ebm.evaluate.reference import of_dataset
+from ebm.randomness import generator
+from launch.evaluation import Figures, Rows, Work
+from launch.metrics.quality import real_features
+
+BLOCK = 2000  # training images on the device at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestNeighbours:
+    """Samples, and held-out images for comparison, against every training image, mirrored too where training mirrors."""
+
+    of_samples: ClassVar[bool] = True
+    extractor: Source
+    space: str
+    count: int
+    shown: int
+    k: int
+    within: float
+    batch: int
+    draws: int
+    seed: int
+    cache: str | None
+
+    def __post_init__(self) -> None:
+        if self.space not in ("pixels", "features"):
+            raise ValueError(f"space: {self.space!r} is not accepted; pixels and features are")
+        for key, least in (("count", 1), ("shown", 1), ("k", 2), ("batch", 1), ("draws", 2)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}: {getattr(self, key)!r} is not accepted; it must be at least {least}")
+        if not 0 < self.within < 1:
+            raise ValueError(f"within: {self.within!r} is not accepted; it must lie between 0 and 1")
+
+    def check(self, work: Work) -> None:
+        """Raises ValueError or OSError where there are fewer than k training images, or no weights for features."""
+        if self.k > work.train.count:
+            raise ValueError(f"k: {self.k!r} is not accepted; there are {work.train.count} training images")
+        if self.space == "features":
+            self.extractor.load(work.world.device)(work.train.pixels(np.arange(1)))
+
+    def __call__(self, work: Work) -> Figures | None:
+        """Measures, on every process."""
+        extractor = self.extractor.load(work.world.device) if self.space == "features" else None
+        known = None if extractor is None else real_features(
+            work, extractor, of_dataset(work.train), np.arange(work.train.count), batch=self.batch, cache=self.cache,
+            seed=self.seed)
+        samples = work.samples().images[:self.count]
+        sha256 = hashlib.sha256(samples.numpy().tobytes()).hexdigest()
+        found = self.near(work, samples, f"samples {sha256}", extractor, known)
+        others, there = None, work.held_out
+        if there is not None:
+            held_out = of_dataset(there)
+            some = held_out.choice(min(self.count, there.count), seed=self.seed)
+            others = self.near(work, there.pixels(some), f"held out {held_out.sha256} {self.seed}", extractor, known)
+        return self.figures(work, samples, found, others, extractor) if work.world.is_main else None
+
+    def near(self, work: Work, queries: Tensor, name: str, extractor: Extractor | None, known: Rows | None) -> Rows:
+        """The neighbours of images, uint8 (q, 3, H, W), spread over the processes: each (q, k)."""
+        place = embedding(work, extractor)
+
+        def compute(part: range) -> Rows:
+            some = queries[part.start:part.stop]
+            mirrored = place(some.flip(-1)) if work.config.data.flip else None
+            rows = nearest(place(some), mirrored, blocks(work, known), k=self.k)
+            return {key: getattr(rows, key).cpu().numpy() for key in ("distance", "index", "mirrored")}
+
+        space = extractor.key if extractor else "pixels"
+        about = f"neighbours {space} {work.train.manifest.sha256} {work.config.data.flip} {self.k} {name}"
+        return work.spread(about, len(queries), self.batch, compute)
+
+    def figures(self, work: Work, samples: Tensor, found: Rows, others: Rows | None, extractor: Extractor | None) -> Figures:
+        """Numbers and pictures of the neighbours that were found."""
+        distance = torch.from_numpy(found["distance"])
+        values = {"distance": float(distance[:, 0].quantile(0.5)),
+                  "copied_share": float(copied(distance, within=self.within).double().mean())}
+        if others is not None:
+            other = torch.from_numpy(others["distance"])
+            values |= {"distance_held_out": float(other[:, 0].quantile(0.5)),
+                       "copied_share_held_out": float(copied(other, within=self.within).double().mean())}
+            near = ratio(distance[:, 0], other[:, 0], draws=self.draws, generator=generator("cpu", self.seed, "bootstrap"))
+            values |= dict(zip(("distance_ratio", "distance_ratio_stderr"), near, strict=True)) if near else {}
+        closest = distance[:, 0].argsort(stable=True)[:self.shown]
+        pictures = {"first": shown(work.train, samples, found, torch.arange(min(self.shown, len(samples)))),
+                    "closest": shown(work.train, samples, found, closest)}
+        measure = {"n": len(samples), "train": work.train.manifest.source, "train_sha256": work.train.manifest.sha256,
+                   "train_count": work.train.count, "mirrored": bool(work.config.data.flip), "space": self.space,
+                   "held_out_sha256": work.held_out.manifest.sha256 if work.held_out is not None else None,
+                   "held_out_count": 0 if others is None else len(others["distance"]), "within": self.within, "seed": self.seed,
+                   **(extractor.measure if extractor else {})}
+        details: dict[str, Any] = {"closest": [{"sample": int(i), "train": int(found["index"][i, 0]),
+                                                "distance": float(distance[i, 0])} for i in closest]}
+        return Figures(values=values, measure=measure, details=details, pictures=pictures)
+
+
+def embedding(work: Work, extractor: Extractor | None) -> Callable[[Tensor], Tensor]:
+    """Where images, uint8 (B, 3, H, W), lie: their features, or their pixels in 0…255, (B, D) on the device."""
+    if extractor is None:
+        return lambda images: images.to(work.world.device).flatten(1)
+    return lambda images: extractor(images)["features"]
+
+
+def blocks(work: Work, known: Rows | None) -> Iterator[Tensor]:
+    """All training images, or what is known of their features, in order, (b, D) on the device."""
+    for start in range(0, work.train.count, BLOCK):
+        part = np.arange(start, min(start + BLOCK, work.train.count))
+        rows = work.train.pixels(part).flatten(1) if known is None else torch.from_numpy(known["features"][part])
+        yield rows.to(work.world.device)
+
+
+def shown(train: Dataset, samples: Tensor, found: Rows, which: Tensor) -> bytes:
+    """The picture of some samples, each neighbour turned the way in which it is near."""
+    index, mirrored = found["index"][which], torch.from_numpy(found["mirrored"][which])
+    images = train.pixels(index.reshape(-1)).unflatten(0, index.shape)
+    return picture(samples[which], torch.where(mirrored[..., None, None, None], images.flip(-1), images))

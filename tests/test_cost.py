@@ -1,0 +1,173 @@
+"""What an image costs: the arithmetic of joules on a counter made up for it, and passes counted through real samplers."""
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from measured import CPU, Energy, Score, work
+
+from ebm.evaluate import power
+from ebm.evaluate.power import Spent, added, gpu_counter, joule_counter, spending
+from ebm.samplers.annealed import annealed_langevin
+from ebm.samplers.metropolis import metropolis_annealed
+from ebm.samplers.ode import heun
+from ebm.schedule import Karras
+from launch.drawing import collect, put_aside
+from launch.metrics.cost import Cost, per_image
+
+GRID = Karras(sigma_min=0.02, sigma_max=5, rho=7)
+HEUN = partial(heun, grid=GRID, steps=4, churn=0, churn_min=0, churn_max=50, churn_noise=1)
+ANNEALED = partial(annealed_langevin, grid=GRID, steps=3, steps_per_level=5, step_scale=0.1, denoise=True)
+METROPOLIS = partial(metropolis_annealed, grid=GRID, steps=3, steps_per_level=5, step_scale=0.1, denoise=True)
+
+
+class Board:
+    """NVML's module as far as it is called here, with a counter that is told what to show."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *millijoules: int | None, uuid: str = "GPU-1") -> None:
+        self.shown, self.uuid = list(millijoules), uuid
+
+    def nvmlInit(self) -> None:  # noqa: N802  (NVML's names)
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid != self.uuid:
+            raise self.NVMLError("Not Found")
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        assert handle == self.uuid
+        value = self.shown.pop(0)
+        if value is None:
+            raise self.NVMLError("Not Supported")
+        return value
+
+
+def test_joules_are_the_counters_difference_in_thousandths() -> None:
+    counter, reason = gpu_counter(Board(999, 5_000, 12_500), "GPU-1")  # the first is asked whether it tells at all
+    assert not reason
+    with spending(CPU, counter) as spent:
+        time.sleep(0.02)
+    assert spent.joules == 7.5
+    assert 0.02 <= spent.seconds < 2
+
+
+@pytest.mark.parametrize(("board", "words"), [
+    (Board(None), "Not Supported"), (Board(1, uuid="GPU-2"), "Not Found")], ids=["too old", "not this one"])
+def test_a_gpu_that_does_not_tell(board: Board, words: str) -> None:
+    counter, reason = gpu_counter(board, "GPU-1")
+    assert reason == f"the GPU doesn't tell ({words})"
+    with spending(CPU, counter) as spent:
+        pass
+    assert spent.joules is None
+
+
+def test_a_counter_that_stops_telling_tells_nothing() -> None:
+    counter, _ = gpu_counter(Board(0, 1_000, None), "GPU-1")
+    with spending(CPU, counter) as spent:
+        pass
+    assert spent.joules is None
+
+
+def test_a_cpu_and_a_missing_library_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, reason = joule_counter(CPU)
+    assert counter() is None
+    assert reason == "a cpu doesn't tell"
+
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(power.importlib, "import_module", absent)
+    counter, reason = joule_counter(torch.device("cuda"))
+    assert counter() is None
+    assert reason == "nvidia-ml-py: not installed; joules need pip install 'ebm[evaluate]'"
+
+
+def test_the_gpu_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power.importlib, "import_module", lambda name: Board(0, 3_000, uuid="GPU-ab"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab"))
+    counter, reason = joule_counter(torch.device("cuda", 1))
+    assert (counter(), reason) == (3.0, "")
+
+
+def test_joules_of_several_devices_are_added_or_not_told() -> None:
+    assert added([1.5, 2.0]) == 3.5
+    assert added([1.5, None]) is None
+    assert added([]) is None
+
+
+def test_an_image_takes_its_share() -> None:
+    spent = [Spent(seconds=2.0, joules=100.0), Spent(seconds=4.0, joules=140.0)]
+    found = per_image(spent, 10)
+    assert found == {"seconds_per_image": pytest.approx(0.3), "images_per_s": pytest.approx(10 / 3),
+                     "seconds_per_image_stderr": pytest.approx(0.1), "joules_per_image": pytest.approx(12.0)}
+    assert "joules_per_image" not in per_image([Spent(seconds=1.0, joules=None), *spent], 10)
+    assert set(per_image(spent[:1], 10)) == {"seconds_per_image", "images_per_s", "joules_per_image"}
+
+
+@pytest.mark.parametrize(("model", "sampler", "forward", "backward"), [
+    (Score, HEUN, 7, 0),  # two scores for each of four steps but the last
+    (Energy, HEUN, 7, 7),  # each the gradient of an energy
+    (Energy, ANNEALED, 16, 16),  # 3 levels of 5, and the denoising
+    (Energy, METROPOLIS, 36, 18),  # 3 levels of 1 + 5 states, each energy and score in passes of their own; the end's is kept
+])
+def test_passes_are_counted(model: Any, sampler: Any, forward: int, backward: int, tmp_path: Path) -> None:
+    given = work(tmp_path, model(), sampler=sampler)
+    for part in (range(0, 3), range(3, 5)):
+        put_aside(tmp_path / "aside", part, given.artist)
+    drawn = collect(tmp_path / "aside", 5, batch=3, device="cpu")
+    assert (drawn.nfe, drawn.gradients, drawn.joules) == (forward, backward, None)
+    assert drawn.images.shape == (5, 3, 8, 8)
+    assert not given.artist.model.network._forward_pre_hooks, "the counter was left on the network"
+
+
+def test_joules_of_all_batches_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board(0, 1_000, 3_000, 0, 5_000, 5_500)
+    monkeypatch.setattr("launch.drawing.joule_counter", lambda device: gpu_counter(board, "GPU-1"))
+    given = work(tmp_path, Score(), sampler=HEUN)
+    for part in (range(0, 3), range(3, 5)):
+        put_aside(tmp_path / "aside", part, given.artist)
+    assert collect(tmp_path / "aside", 5, batch=3, device="cpu").joules == 2.5
+
+
+def test_the_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = work(tmp_path, Energy(), sampler=HEUN, batch=4)
+    given.kept[""] = SimpleNamespace(subject={"n": 20, "seconds": 1.0, "sampler": "heun"})  # type: ignore[assignment]
+    metric = Cost(warmup=1, batches=3)
+    metric.check(given)
+    figures = metric(given)
+    assert figures is not None
+    json.dumps([figures.values, figures.measure, figures.details], allow_nan=False)
+    assert set(figures.values) == {"nfe", "gradients", "seconds_per_image", "seconds_per_image_stderr", "images_per_s"}
+    assert (figures.values["nfe"], figures.values["gradients"]) == (7, 7)
+    assert figures.values["images_per_s"] == pytest.approx(1 / figures.values["seconds_per_image"])
+    assert (figures.measure["device"], figures.measure["batch"], figures.measure["precision"]) == ("cpu", 4, "fp32")
+    assert len(figures.details["batch_seconds"]) == 3, "a warm-up was counted"
+    assert figures.details["joules"] == "not told: a cpu doesn't tell"
+    assert figures.details["all_samples"] == {"n": 20, "seconds": 1.0}
+    board = Board(0, *(1_000 * i * i for i in range(8)))
+    monkeypatch.setattr("launch.metrics.cost.joule_counter", lambda device: gpu_counter(board, "GPU-1"))
+    told = metric(given)
+    assert told is not None
+    assert told.values["joules_per_image"] == pytest.approx((5 + 9 + 13) / 12), "the warm-up's joules were counted"
+    assert "idle" in told.details["joules"]
+
+
+def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
+    given = work(tmp_path, Score(), sampler=HEUN)
+    with pytest.raises(ValueError, match=r"metric\.cost\.batches: 0 is not accepted"):
+        Cost(warmup=1, batches=0).check(given)
+    cfg = given.cfg.copy()
+    cfg.samples = "images.npz"
+    with pytest.raises(ValueError, match=r"samples: images\.npz is not accepted by the metric cost"):
+        Cost(warmup=1, batches=1).check(replace(given, cfg=cfg))
