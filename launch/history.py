@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import wandb
 
 AXES = ("event", "step", "images", "time", "path", "how", "words")  # what a record says that is no value
+SUBJECT = ("sampler", "n", "nfe", "seconds", "step", "ema")  # of images drawn, what a table of runs shows beside their figures
 Record = dict[str, Any]
 
 
@@ -106,7 +107,12 @@ def rows(record: Record) -> dict[str, float]:
 
 
 def shown(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Summary and pictures of a sampling's protocol or of a diagnosis, the JSON file at ``path``."""
+    """Summary and pictures of a sampling's protocol, a diagnosis or an evaluation, the JSON file at ``path``."""
+    if "metric" in content:
+        subject, prefix = content["subject"], f"evaluate/{content['metric']}"
+        values = {name: subject[name] for name in ("images", *SUBJECT) if name in subject}
+        values |= {f"{prefix}/{name}": value for name, value in content["values"].items() if value is not None}
+        return values, {f"{prefix}/{name}": path.parent / file for name, file in content["pictures"].items()}
     if "verdicts" in content:
         end = content.get("end", {})
         values = {"verdicts": content["verdicts"], "sampler": content.get("sampler"), "trusted": content.get("trusted"),
@@ -115,7 +121,12 @@ def shown(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
     pictures = {"samples": path.with_suffix(".png")}
     if film := content.get("trajectory"):
         pictures["trajectory"] = path.parent / film["path"]
-    return {name: content[name] for name in ("sampler", "n", "nfe", "seconds", "step", "ema") if name in content}, pictures
+    return {name: content[name] for name in SUBJECT if name in content}, pictures
+
+
+def protocol(content: dict[str, Any]) -> dict[str, Any]:
+    """What W&B's config is to have besides the run's own: of an evaluation all that its figures depend on, else nothing."""
+    return {"evaluation": {name: content[name] for name in ("metric", "measure", "subject")}} if "metric" in content else {}
 
 
 def last_step(segment: Path) -> int:

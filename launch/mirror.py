@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ebm.files import write_atomically
-from launch.history import Follower, last_step, shown
+from launch.history import Follower, last_step, protocol, shown
 from launch.version import changes, commit, version
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def init(spec: Spec, place: Path, known: str, mode: Literal["online", "offline"]
 
 def chosen(overrides: list[str]) -> dict[str, str]:
     """What was chosen of each group, such as model=unet: the config itself holds only what the choice stands for."""
-    pairs = (one.lstrip("+").split("=", 1) for one in overrides)
+    pairs = (one.lstrip("+~").partition("=")[::2] for one in overrides)
     return {name: value for name, value in pairs if "." not in name}
 
 
@@ -163,14 +163,22 @@ def finish(run: wandb.Run, spec: Spec, said: Spec) -> None:
     import wandb
 
     for path in map(Path, said["records"]):
-        values, pictures = shown(json.loads(path.read_text()), path)
-        run.log({name: wandb.Image(str(picture)) for name, picture in pictures.items() if picture.exists()})
+        content = json.loads(path.read_text())
+        values, pictures = shown(content, path)
+        if told := protocol(content):
+            run.config.update(told, allow_val_change=True)  # type: ignore[no-untyped-call]
+        run.log({name: wandb.Image(str(picture)) for name, picture in pictures.items() if picture.exists()} | numbers(values))
         run.summary.update(values)
     if said["how"] == "stopped":
         run.mark_preempting()
     if said["how"] == "failed":
         run.alert(title=f"{run.name} failed", text=said["error"], level="ERROR")
     run.finish(exit_code=said["code"])
+
+
+def numbers(values: Spec) -> Spec:
+    """The figures among a summary's values, and the images seen: charts are drawn of what is logged."""
+    return {name: value for name, value in values.items() if name.startswith("evaluate/") or name == "images"}
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT, final_state, fingerprint
+from test_track import inspected, same_history, segments
 
 from ebm.train.checkpoint import NAME, Checkpoints
-from tests.conftest import ROOT, final_state, fingerprint
-from tests.test_track import inspected, same_history, segments
 
 pytestmark = pytest.mark.timeout(1200)
 STEPS = 50

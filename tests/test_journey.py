@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, Command
 from omegaconf import OmegaConf
+from test_diagnose_entry import QUICK
+from test_study import compose, make, without_sampler
 
 from launch.entry import CONFIGS, choices
 from launch.point import Point
 from launch.story import STEPS as STORY
 from launch.story import Record, black, conclusion, frozen, noise
 from launch.study import key, sampler_of
-from tests.conftest import ROOT, Command
-from tests.test_diagnose_entry import QUICK
-from tests.test_study import compose, make, without_sampler
 
 STEPS = OmegaConf.load(CONFIGS / "sweep" / "journey.yaml").hydra.sweeper.params.experiment.split(",")
 

@@ -19,10 +19,10 @@ with warnings.catch_warnings():
     pytest.importorskip("wandb_workspaces.reports.v2.interface")
 
 import wandb_workspaces.reports.v2.interface as wr
+from conftest import ROOT
+from wandb_server import Server, serving
 from wandb_workspaces.reports.v2.internal import ReportViewspec
 
-from tests.conftest import ROOT
-from tests.wandb_server import Server, serving
 from tools.review.published import plain, report, target
 
 
@@ -161,6 +161,27 @@ def test_pictures_are_those_that_there_can_be() -> None:
     assert [panel["mediaKeys"] for panel in panels(built(FULL), "Media Browser")] == [
         ["preview"], ["samples"], ["trajectory"], ["diagnosis"]]
     assert [panel["mediaKeys"] for panel in panels(built(study(run("a"))), "Media Browser")] == [["preview"]]
+
+
+def test_evaluations_are_tables_by_protocol_and_bars_of_what_ranks() -> None:
+    def evaluated(protocol: int, fid: float) -> dict[str, Any]:
+        return {"metric": "quality", "protocol": protocol, "values": {"fid": [fid, 0.5, None]}, "subject": "heun 35 NFE"}
+
+    about = {"metric": "quality", "line": "n 50,000 · reference cifar10", "count": 1}
+    numbers = [{"key": "held_out"}, {"key": "quality.fid", "mixed": False}]
+    one = study(run("a", evaluations=[evaluated(0, 12.0)]), run("b", evaluations=[evaluated(0, 13.0)]), protocols=[about],
+                numbers=numbers)
+    spec = built(one)
+    text = words(spec)
+    assert "**quality** (n 50,000 · reference cifar10)" in text
+    assert "| a | 12 ± 0.5 | heun 35 NFE |" in text
+    assert [panel["metrics"] for panel in panels(spec, "Bar Chart")] == [["evaluate/quality/fid"]]
+    assert "evaluate" in {one["jobType"] for one in filters(spec)}
+    numbers[1]["mixed"] = True
+    spec = built(study(run("a", evaluations=[evaluated(0, 12.0)]), run("b", evaluations=[evaluated(1, 13.0)]),
+                       protocols=[about | {"count": 2}, about | {"line": "n 1000", "count": 2}], numbers=numbers))
+    assert not panels(spec, "Bar Chart"), "bars rank what doesn't"
+    assert "do not rank against each other" in words(spec)
 
 
 def test_a_run_by_itself_goes_by_its_name() -> None:

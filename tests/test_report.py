@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from tests.conftest import ROOT
 from tools import report
 from tools.review import page, png, records
 from tools.review.album import Album, Grid, Share, measured, square

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from evaluation_records import quality, record
 from PIL import Image
+from test_report import EVIL, calibration, grid, held_out, sampled, start, studied, train, trained, usual
 
-from tests.conftest import ROOT
-from tests.test_report import EVIL, calibration, grid, held_out, sampled, start, studied, train, trained
 from tools import report
 from tools.review.album import Album, square
 
@@ -408,6 +409,53 @@ def test_names_stay_text_in_the_page(tmp_path: Path, reader: Reader) -> None:
     assert reader.driver.find_elements(By.CSS_SELECTOR, "main b, main img[src=x], main script") == []
     assert any("<i>" in one for one in reader.texts("#heat-chart .xtick text, #heat-chart .ytick text"))
     assert reader.run("return document.title") == "one: report"
+
+
+def test_evaluations_stand_under_their_protocols_and_only_equals_rank(tmp_path: Path, reader: Reader) -> None:
+    runs = [trained(tmp_path, name, usual(loss), steps=100) for name, loss in (("a", 0.5), ("b", 0.25), ("c", 0.3))]
+    for run, fid, name in zip(runs, (20.0, 30.0, 20.3), (EVIL, "heun", "heun"), strict=True):
+        record(run, "heun", {"fid": fid, "fid_stderr": 0.4}, pictures=("neighbours",), sampler=name)
+    record(runs[1], "few", {"kid": 0.5}, measure=quality(n=1000))
+    record(runs[2], "few", {"kid": 0.4})
+    figures = {f"{kind}_energy_{name}": 0.9 for kind in ("auroc", "fpr95") for name in ("svhn", "noise", "a", "b", "c")}
+    record(runs[0], "step", figures, metric="outliers", measure={"seed": 0})
+    study = studied(tmp_path, [(run, [f"seed={place}"]) for place, run in enumerate(runs)])
+    report.write(study, study / "report.html", album=Album(), watch=None)
+    reader.open(study / "report.html")
+    reader.show("evaluation")
+    heads = reader.until(lambda: reader.texts("#evaluations .measured h3"), "the tables")
+    assert [head.split(" ·")[0] for head in heads] == ["quality", "quality", "outliers"]
+    assert "n 50,000 · reference cifar10 a1b2c3d4" in reader.texts("#evaluations .note.protocol")[0]
+    assert reader.texts("#evaluations .fault") == ["Differs: n: 50000 against 1000"]
+    assert "20 ± 0.4" in reader.texts("#evaluations td.best")
+    assert "20.3 ± 0.4 ≈" in reader.texts("#evaluations td.tied"), "within their errors"
+    assert any(EVIL in text for text in reader.texts("#evaluations td.protocol")), "a sampler's name is text"
+    assert len(reader.texts("#evaluations .measured:last-child tbody tr")) == len(figures), "many figures are rows"
+    # In the table of runs: each protocol is sorted by itself, and has no best.
+    reader.show("table")
+    head = reader.one("#grid th[data-key='quality.kid'] button")
+    assert head.text.startswith("kid (protocols differ)")
+    head.click()
+    assert [one for one in reader.column("quality.kid") if one != "–"] == ["0.4", "0.5"]
+    head.click()
+    assert [one for one in reader.column("quality.kid") if one != "–"] == ["0.4", "0.5"], "protocols are mixed"
+    asked = reader.texts("#best-metric option")
+    assert "lowest fid" in asked and not any("kid" in one for one in asked)
+    reader.choose("best-metric", "quality.fid")
+    assert "Protocol: quality.fid: n 50,000" in reader.one("#best-words").text
+    # A picture opens where it stands.
+    reader.show("evaluation-pictures")
+    reader.until(lambda: reader.run("return document.querySelectorAll('.thumb img[data-drawn]').length") == 3, "thumbnails")
+    reader.one(".thumb summary").click()
+    reader.until(lambda: reader.run("return document.querySelector('.thumb[open] figure img')?.naturalWidth"), "the picture")
+    reader.write("seed=1")
+    reader.show("evaluation")
+    reader.until(lambda: len(reader.texts("#evaluations .measured:first-child tbody tr")) == 1, "the filter's effect")
+    reader.write("")
+    reader.shoot("evaluation-light")
+    reader.screen(width=390, height=844, phone=True, scheme="dark")
+    reader.shoot("evaluation-phone-dark")
+    assert reader.run("return document.documentElement.scrollWidth") <= 390, "the page scrolls sideways"
 
 
 def test_a_page_that_is_written_again_reloads_and_stays_where_it_was(large: Path, tmp_path: Path, reader: Reader) -> None:

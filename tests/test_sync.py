@@ -16,9 +16,10 @@ from PIL import Image
 
 pytest.importorskip("wandb")
 
+from conftest import ROOT
+from wandb_server import Server, serving
+
 from launch import cluster
-from tests.conftest import ROOT
-from tests.wandb_server import Server, serving
 from tools import sync
 from tools.offline import Segment, folders, over, pending, segments
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ONE_THREAD, ROOT, Command, final_state, fingerprint
 from omegaconf import DictConfig, OmegaConf
+from wandb_server import Server, serving
 
 from ebm.train.metrics import Metrics, read
 from launch.history import Follower, rows
 from launch.track import tracked
-from tests.conftest import ONE_THREAD, ROOT, Command, final_state, fingerprint
-from tests.wandb_server import Server, serving
 
 TRACKED = ["track.mode=offline", "track.project=tests", "budget.images=400", "save.every=80", "preview.every=200",
            "diagnose.every=200", "diagnose.count=4", "diagnose.levels=2"]

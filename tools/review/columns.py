@@ -1,11 +1,12 @@
 """Which columns a study's table has: what varies, what was measured, and which way is better."""
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-HIGHER = re.compile(r"(^|[_.])(is|inception|precision|recall|density|coverage|auroc|accuracy|likelihood|gain)([_.]|$)")
+from tools.review import evaluated
+from tools.review.direction import best, direction
+
 # key, title, what is asked for in the best ("": nothing), whether it compares only within one schedule and weighting
 NUMBERS = (("images", "images", "", False), ("loss", "train loss", "lowest train loss", True),
            ("held_out", "held-out loss", "lowest held-out loss at the end", True),
@@ -22,6 +23,7 @@ def of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for run in runs:
         for name in measured:
             run["values"][name] = best(name, [one["metrics"].get(name) for one in run["samplers"]])
+    tables = evaluated.of(runs)
     devices = {device for run in runs for device in run.pop("devices")}
     hours = "process-hours" if devices == {"cpu"} else "GPU-hours" if devices and "cpu" not in devices else "device-hours"
     numbers = [{"key": key, "title": hours if key == "hours" else title, "compares": compares,
@@ -29,7 +31,8 @@ def of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                for key, title, asked, compares in NUMBERS]
     numbers += [{"key": name, "title": name, "compares": False, "sampled": True, "better": direction(name),
                  "asked": f"{direction(name).replace('er', 'est')} {name}"} for name in measured]
-    return {"parameters": parameters, "sampler_parameters": sampler_parameters(samplers), "numbers": numbers}
+    return {"parameters": parameters, "sampler_parameters": sampler_parameters(samplers),
+            "numbers": [*numbers, *tables.pop("numbers")], **tables}
 
 
 def fill(runs: Sequence[dict[str, Any]]) -> list[str]:
@@ -58,18 +61,8 @@ def sampler_parameters(samplers: Sequence[dict[str, Any]]) -> list[str]:
 
     told = [one for one in samplers if one["overrides"]]
     names = varying([tuple(one["arguments"]) for one in told]) | ({"sampler"} if told else set())
+    names -= {"label"}  # of a file, made of all the others
     ordered = list(dict.fromkeys(key(one) for sampler in told for one in sampler["arguments"] if key(one) in names))
     for one in samplers:
         one["parameters"] = {name: one["overrides"].get(name, "") for name in ordered}
     return ordered
-
-
-def direction(name: str) -> str:
-    """Which way a measurement is better, guessed from its name: a distance unless the name says otherwise."""
-    return "higher" if HIGHER.search(name.lower()) and "negative" not in name.lower() else "lower"
-
-
-def best(name: str, values: Sequence[float | None]) -> float | None:
-    """The best of the samplers' values, None where there is none."""
-    known = [value for value in values if value is not None]
-    return (max if direction(name) == "higher" else min)(known, default=None)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 WEB = Path(__file__).with_name("web")
-SCRIPTS = ("view", "query", "table", "charts", "levels", "heatmap", "pictures", "words", "start")  # in the order they need
+# In the order they need.
+SCRIPTS = ("view", "query", "table", "charts", "levels", "heatmap", "pictures", "words", "evaluation", "start")
 
 
 def render(content: dict[str, Any], pictures: Sequence[str]) -> str:

@@ -36,6 +36,7 @@ def sections(content: dict[str, Any]) -> list[str]:
         "samples": any(run["previews"] for run in runs) or any(one["picture"] for one in samplers),
         "trajectories": any(one["trajectory"] for one in samplers),
         "calibration": any(run["calibration"] or run["by_sigma"] for run in runs),
+        "evaluation": any(run["evaluations"] for run in runs),
         "heatmap": len({name for name in names if names.count(name) > 1}) > 1,
         "doctor": any(one["diagnoses"] for one in (*runs, *samplers))}
     return [name for name, full in filled.items() if full]

@@ -1,7 +1,8 @@
 """The same page as a report at W&B: what tools/review/collect.py gives, as blocks of wandb-workspaces.
 
-Building needs no network; only `publish` has one. Of the collected content it reads `name`, `kind`, `parameters`, `notes`
-and, of each run, `label`, `folder`, `state`, `why`, `group`, `config`, `values`, `warnings`, `diagnoses` and `samplers`.
+Building needs no network; only `publish` has one. Of the collected content it reads `name`, `kind`, `parameters`, `notes`,
+`numbers`, `protocols` and, of each run, `label`, `folder`, `state`, `why`, `group`, `config`, `values`, `warnings`,
+`diagnoses`, `samplers` and `evaluations`.
 """
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def report(study: Study, *, entity: str, project: str) -> wr.Report:
     blocks = [wr.TableOfContents(), wr.H2("Outcome"), wr.MarkdownBlock(outcome(study)), *troubles(study),
               wr.H2("Training"), training(study), *parameters(study),
               wr.H2("Calibration"), grid([runs_of(study, "train", name="training")], calibration()),
-              wr.H2("Pictures"), *pictures(study)]
+              *evaluation(study), wr.H2("Pictures"), *pictures(study)]
     return wr.Report(entity=entity, project=project, title=f"{study['kind'].capitalize()} {study['name']}", width="fluid",
                      description=counts(Counter(run["state"] for run in study["runs"])), blocks=blocks)
 
@@ -128,6 +129,38 @@ def parameters(study: Study) -> list[Any]:
 def calibration() -> list[Any]:
     """Where the score is to be trusted, by level, against images."""
     return [line(f"calibration/{name}/.*", several=True) for name in ("explained", "slope", "gain")]
+
+
+def evaluation(study: Study) -> list[Any]:
+    """The figures of each protocol as a table beneath it, and bars of those that rank; nothing where nothing was evaluated."""
+    tables: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+    for run in study["runs"]:
+        for one in run.get("evaluations", ()):
+            tables.setdefault(one["protocol"], []).append((run["label"], one))
+    if not tables:
+        return []
+    text = "\n\n".join(table(study["protocols"][index], rows) for index, rows in sorted(tables.items()))
+    if any(about["count"] > 1 for about in study["protocols"]):
+        text += "\n\nFigures of different protocols do not rank against each other; each protocol has its own table."
+    blocks: list[Any] = [wr.H2("Evaluation"), wr.MarkdownBlock(text)]
+    keys = [one["key"].split(".", 1) for one in study["numbers"] if "mixed" in one and not one["mixed"]]
+    bars = [wr.BarPlot(title=figure, metrics=[f"evaluate/{metric}/{figure}"]) for metric, figure in keys]
+    if bars and study["kind"] == "study":  # a run by itself is in no group by which its evaluations could be found
+        blocks.append(grid([runs_of(study, "evaluate", name="evaluations")], bars))
+    return blocks
+
+
+def table(about: dict[str, Any], rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """The figures of one protocol as Markdown, with what each was measured on."""
+    figures = list(dict.fromkeys(name for _, one in rows for name in one["values"]))
+    head = " | ".join(["run", *map(plain, figures), "on"])
+    lines = [f"**{plain(about['metric'])}** ({plain(about['line'])})", "", f"| {head} |", "|" + " --- |" * (len(figures) + 2)]
+    for label, one in rows:
+        found = [one["values"].get(name, (None, None)) for name in figures]
+        cells = ["" if value is None else f"{value:.5g}" + (f" ± {error:.2g}" if error is not None else "")
+                 for value, error, *_ in found]
+        lines.append(f"| {plain(label)} | " + " | ".join([*cells, plain(one["subject"])]) + " |")
+    return "\n".join(lines)
 
 
 def pictures(study: Study) -> list[Any]:

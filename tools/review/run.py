@@ -13,6 +13,7 @@ from tools.review import config as configs
 from tools.review.album import Album, Share
 from tools.review.curves import by_level, curve, short
 from tools.review.doctor import diagnoses
+from tools.review.evaluated import evaluations
 from tools.review.previews import previews, shown, spread
 from tools.review.records import Record, number, of, read
 from tools.review.samples import drawn
@@ -67,7 +68,9 @@ def review(point: Point, samplers: Sequence[Point], *, jobs: dict[Path, Job], al
     content["samplers"] = [one for sampler in samplers for one in sampled(
         sampler, jobs, shape=shape, album=album, share=share)]
     own = drawn(point.folder / "samples", newest=False, shape=shape, run=point.folder, album=album, share=share)
-    content["samplers"] += [one | {"state": "done", "why": "", "overrides": {}, "arguments": [], "command": ""} for one in own]
+    content["samplers"] += [one | {"state": "done", "why": "", "overrides": {}, "arguments": [], "command": "", "place": ""}
+                            for one in own]
+    content["evaluations"] = evaluations(point.folder, content["samplers"], album=album, share=share)
     content["diagnoses"] = diagnoses(point.folder, album=album, share=share)
     earlier = [shown(one, album, share) for one in spread(grids[:-1])]
     content["previews"] = sorted(filter(None, [*newest, *earlier]), key=lambda one: one["images"])
@@ -80,7 +83,8 @@ def sampled(sampler: Point, jobs: dict[Path, Job], *, shape: Any, album: Album, 
     found = drawn(sampler.folder, newest=True, shape=shape, run=sampler.run, album=album, share=share)
     empty: dict[str, Any] = {"sampler": "", "picture": None, "trajectory": None, "metrics": {}, "diagnoses": []}
     return [one | {"label": sampler.label, "state": state, "why": why, "overrides": pairs(sampler.overrides),
-                   "arguments": list(sampler.overrides), **commanded(sampler)} for one in found or [empty]]
+                   "arguments": list(sampler.overrides), "place": sampler.folder.name, **commanded(sampler)}
+            for one in found or [empty]]
 
 
 def pairs(overrides: Sequence[str]) -> dict[str, str]:
@@ -93,7 +97,8 @@ def pairs(overrides: Sequence[str]) -> dict[str, str]:
 def commanded(point: Point) -> dict[str, str]:
     """``command``: what makes the point again; ``command_note`` where that isn't quite so."""
     if point.kind == "sample":
-        return {"command": shlex.join(["python", "launch/sample.py", f"run={quoted(point.run)}", *point.overrides])}
+        return {"command": shlex.join(["python", f"launch/{point.entry}.py", f"run={quoted(point.run)}",
+                                       *(one for one in point.overrides if not one.startswith("label="))])}
     if point.overrides:
         return {"command": shlex.join(["python", "launch/train.py", *point.overrides])}
     return {"command": shlex.join(["python", "launch/sample.py", f"run={quoted(point.folder)}"]),

@@ -12,7 +12,7 @@ from tools.review.records import Problem, number
 
 # What a protocol says about how images were drawn; any other number in or beside it is a measurement of them.
 PROTOCOL = ("run", "sampler", "settings", "n", "seed", "batch", "step", "ema", "precision", "device", "version", "nfe",
-            "seconds", "time", "trajectory")
+            "gradients", "not_finite", "joules", "task", "seconds", "time", "trajectory")
 GRID = 100  # images of a grid of samples, at most
 NO_SAMPLES = ("failure", "diagnosis")
 

@@ -6,14 +6,16 @@ const swept = [...content.parameters, ...content.sampler_parameters.filter((key)
 
 /** Every run with each of its samplers, or alone where it has none, as parameters and values. */
 function samplings(list) {
-  return list.flatMap((run) => (run.samplers.length ? run.samplers : [{ parameters: {}, metrics: {} }]).map((one) => ({
-    run, parameters: { ...run.parameters, ...one.parameters },
-    values: { ...run.values, ...one.metrics, nfe: one.nfe, seconds: one.seconds },
+  const sampled = content.numbers.filter((column) => column.sampled).map(({ key }) => [key, null]);
+  return list.flatMap((run) => (run.samplers.length ? run.samplers : [null]).map((one) => ({
+    run, parameters: { ...run.parameters, ...one?.parameters },
+    // Of a sampler only what was measured on its own images.
+    values: one ? { ...run.values, ...Object.fromEntries(sampled), ...one.metrics, nfe: one.nfe, seconds: one.seconds } : run.values,
   })));
 }
 
 const heatMetrics = () => [
-  ...content.numbers.filter(({ key }) => runs.some((run) => known(run.values[key]))),
+  ...content.numbers.filter(({ key, mixed }) => !mixed && runs.some((run) => known(run.values[key]))),
   ...[["nfe", "evaluations an image"], ["seconds", "seconds of sampling"]]
     .filter(([key]) => runs.some((run) => run.samplers.some((one) => one[key])))
     .map(([key, title]) => ({ key, title, better: "lower", sampled: true })),

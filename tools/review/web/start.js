@@ -85,6 +85,7 @@ window.report = {
     part("samples", drawPreviews);
     part("trajectories", drawWays);
     part("calibration", drawLevels);
+    part("evaluation", drawEvaluation);
     part("heatmap", drawHeat);
     parts.set("loss", { draw: drawLoss, fresh: true, seen: true });
     await drawLoss();

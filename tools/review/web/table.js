@@ -29,7 +29,8 @@ function cell(run, { key, number, get, show }) {
   const { warnings } = run;
   if (key === "warnings") return make("td", { kind: "number", text: warnings.length || "–", title: warnings.join("\n") });
   if (key === "images") return make("td", { kind: "number", text: compact(get(run)), title: format(get(run)) });
-  return make("td", { kind: number ? "number" : "", text: show ? show(run) : format(get(run)) });
+  const protocol = known(run.protocols?.[key]) ? content.protocols[run.protocols[key]].line : "";
+  return make("td", { kind: number ? "number" : "", title: protocol, text: show ? show(run) : format(get(run)) });
 }
 
 function samplerRow(one) {
@@ -46,10 +47,13 @@ function samplerRow(one) {
 }
 
 function sorted(list) {
-  const { get, number } = columnOf(view.sort) ?? columns[0];
+  const { key, get, number, mixed } = columnOf(view.sort) ?? columns[0];
   const way = view.down ? -1 : 1;
   return [...list].sort((a, b) => {
     const [x, y] = [get(a), get(b)];
+    // Figures of different protocols don't rank: each protocol is sorted by itself.
+    const apart = mixed && known(x) && known(y) ? a.protocols[key] - b.protocols[key] : 0;
+    if (apart) return apart;
     if (!known(x) || !known(y)) return known(y) - known(x); // what isn't known comes last, either way
     return way * (number ? x - y : inOrder(String(x), String(y)));
   });
@@ -107,7 +111,7 @@ function heads() {
   const titles = make("tr", {}, make("th", { kind: "tick" }, make("span", { kind: "hidden", text: "compare" })));
   const filters = make("tr", { kind: "filters", hidden: !view.narrowing }, make("th"));
   for (const column of columns) {
-    const button = make("button", { type: "button", text: column.title });
+    const button = make("button", { type: "button", text: column.title, title: column.words ?? "" });
     button.addEventListener("click", () => {
       view.down = view.sort === column.key ? !view.down : column.better === "higher";
       view.sort = column.key;

@@ -80,6 +80,7 @@ function drawBest() {
     const rest = second ? `; next ${format(second.values[metric.key])} (${second.label})` : "";
     const many = `of ${among.length} comparable ${among.length === 1 ? "run" : "runs"}`;
     at("best-words").textContent = [`${best.label}: ${metric.title} ${format(best.values[metric.key])}, ${many}${rest}.`,
+      metric.words && `Protocol: ${metric.words}.`,
       apart && "Losses of different schedules or weightings are averages over different noise and don't compare.",
       best.command_note].filter(Boolean).join(" ");
     const sampler = metric.sampled && best.samplers.find((one) => one.metrics[metric.key] === best.values[metric.key]);

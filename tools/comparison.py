@@ -1,0 +1,209 @@
+"""Figures of several runs side by side: whose they are, which of them rank against each other, and what tells them apart."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from launch.identity import flat
+from tools.review.collect import opened, points
+from tools.review.direction import direction
+from tools.review.evaluations import Evaluation, differing, found, protocols, read, shortened
+from tools.review.records import Problem, number
+
+COUNTS = ("steps", "steps_per_level", "corrector_steps")  # settings of a sampler that make its cost: a curve goes along them
+COSTS = {"nfe": "model evaluations an image", "seconds": "seconds an image", "joules": "joules an image"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of one record, with the label of its run."""
+
+    label: str
+    figure: str
+    record: Evaluation
+
+    @property
+    def value(self) -> float:
+        """The figure itself."""
+        return self.record.values[self.figure]
+
+    @property
+    def error(self) -> float | None:
+        """Its standard error, None where nobody measured it."""
+        return self.record.error(self.figure)
+
+    def told(self, name: str) -> Any:
+        """What the record's subject says, "" where it says nothing."""
+        value = self.record.subject.get(name)
+        return "" if value is None else value
+
+    @property
+    def sampler(self) -> str:
+        """The sampler's name, "" for what is measured without one."""
+        return str(self.told("sampler"))
+
+    @property
+    def steps(self) -> Any:
+        """The sampler's steps, "" where its settings have none."""
+        settings = self.told("settings")
+        return settings.get("steps", "") if isinstance(settings, dict) else ""
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What a curve of quality against cost has in common: run, sampler, weights, and all settings but counts of steps."""
+        settings = flat(self.told("settings") or {})
+        kept = [f"{name}={value}" for name, value in settings.items() if name.split(".")[-1] not in COUNTS]
+        return (self.label, self.sampler, str(self.told("step")), str(self.told("ema")), *kept)
+
+
+Curve = list[tuple[float, Row]]
+
+
+def gathered(folders: Sequence[Path]) -> tuple[list[tuple[str, Evaluation]], list[Problem]]:
+    """The records of runs, studies or files, each once, with their runs' labels; raises OSError, ValueError for others."""
+    known: dict[Path, tuple[str, Evaluation]] = {}
+    problems: list[Problem] = []
+    for folder in folders:
+        for label, place in places(folder):
+            if place.is_file():
+                record, faults = read(place)
+                records = [record] if record is not None else []
+            else:
+                records, faults = found(place / "evaluations" if (place / "evaluations").is_dir() else place)
+            problems += [fault for fault in faults if fault not in problems]
+            for one in records:
+                run = label or Path(str(one.subject.get("run") or place)).name
+                known.setdefault(one.path.resolve(), (run, one))
+    return [*known.values()], problems
+
+
+def places(folder: Path) -> list[tuple[str, Path]]:
+    """Where records of a folder lie, with the label of each run, "" where its records tell; raises FileNotFoundError."""
+    if (folder / "study.json").exists():
+        tree, _ = points(opened(folder / "study.json"), folder)
+        return [(point.label, point.folder) for point, _ in tree if (point.folder / "evaluations").is_dir()]
+    if folder.is_file():
+        return [("", folder)]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder: {folder}: there is no such folder; give runs, studies or records")
+    if (folder / "config.yaml").exists():
+        return [(folder.resolve().name, folder)] if (folder / "evaluations").is_dir() else []
+    return [("", folder)]
+
+
+def figures(records: Iterable[tuple[str, Evaluation]]) -> dict[tuple[str, str], list[Evaluation]]:
+    """The records that have a figure, by metric and figure."""
+    known: dict[tuple[str, str], list[Evaluation]] = {}
+    for _, record in records:
+        for name in record.figures:
+            known.setdefault((record.metric, name), []).append(record)
+    return known
+
+
+def rows(records: Sequence[tuple[str, Evaluation]], figure: str) -> list[Row]:
+    """The records that have a figure, `fid` or `quality.fid`; raises ValueError, naming those there are, where none has it."""
+    chosen = [Row(label, name, one) for label, one in records for name in one.figures
+              if figure in (name, f"{one.metric}.{name}")]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(name for _, name in figures(records))) or "none"
+        raise ValueError(f"--figure: {figure!r} is not accepted; these records have {names}")
+    return chosen
+
+
+def grouped(chosen: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each protocol, best first; the largest group first."""
+    by_record = {id(row.record): row for row in chosen}
+    sign = -1.0 if direction(chosen[0].figure) == "higher" else 1.0
+    return [sorted((by_record[id(one)] for one in group), key=lambda row: sign * row.value)
+            for group in protocols([row.record for row in chosen])]
+
+
+def apart(groups: Sequence[Sequence[Row]]) -> list[str]:
+    """A line for each protocol: whose rows have it, and in which keys it differs from the first, with both values."""
+    lines = []
+    for place, group in enumerate(groups, 1):
+        told = differing(groups[0][0].record, group[0].record)
+        pairs = "; ".join(f"{name}: {first} against {own}" for name, (first, own) in told.items())
+        who = f"protocol {place} ({len(group)} record{'s' * (len(group) != 1)} of {labels(group)})"
+        lines.append(f"{who} differs from protocol 1 in {pairs}" if pairs else who)
+    return lines
+
+
+def labels(group: Sequence[Row]) -> str:
+    """Whose rows these are, the first few."""
+    names = list(dict.fromkeys(f"{row.label} × {row.sampler}" if row.sampler else row.label for row in group))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def notes(group: Sequence[Row], ranks: Sequence[int]) -> list[str]:
+    """What a reader of one ranked group must know: what is within the errors, and what differs beside the protocol."""
+    said = []
+    for (one, other), (rank, following) in zip(pairwise(group), pairwise(ranks), strict=True):
+        gap, both = abs(one.value - other.value), errors(one, other)
+        if both is not None and gap < both:
+            said.append(f"{rank} and {following} are not told apart: they differ by {gap:.3g}, less than the sum of their "
+                        f"standard errors, {both:.3g}")
+    if len(group) > 1 and all(row.error is None for row in group):
+        said.append("no standard errors were measured: small differences may be chance")
+    if changed := [str(rank) for row, rank in zip(group, ranks, strict=True) if str(row.told("version")).endswith("+changes")]:
+        said.append(f"the code had changes that were not committed: {', '.join(changed)}")
+    for name, words in (("version", "code"), ("precision", "precision"), ("device", "device")):
+        values: dict[str, list[str]] = {}
+        for row, rank in zip(group, ranks, strict=True):
+            values.setdefault(shortened(str(row.told(name)) or "unknown", 12), []).append(str(rank))
+        if len(values) > 1 and (name != "device" or timed(group[0].figure)):
+            told = ", ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+            said.append(f"the {words} differs: {told}")
+    return said
+
+
+def timed(name: str) -> bool:
+    """Whether a figure or a cost is of the machine, and not of the model alone."""
+    return "second" in name or "joule" in name
+
+
+def errors(one: Row, other: Row) -> float | None:
+    """The sum of two standard errors, None where neither is known."""
+    known = [row.error for row in (one, other) if row.error is not None]
+    return sum(known) if known else None
+
+
+def cost(row: Row, by: str, records: Sequence[tuple[str, Evaluation]]) -> float | None:
+    """What an image costs: by the record itself, else by a record of the costs of the same samples; None where nobody knows."""
+    own, count = number(row.told(by)), number(row.told("n"))
+    if own is not None and by == "nfe":
+        return float(own)
+    same = ("run", "checkpoint", "step", "ema", "sampler", "settings", "precision", "device")
+    for _, other in reversed(records):
+        if other.metric == "cost" and all(other.subject.get(name) == row.record.subject.get(name) for name in same):
+            names = (by, f"{by}_per_image", f"{by}_an_image")
+            if (value := next((other.values[name] for name in names if name in other.values), None)) is not None:
+                return value
+    return own / count if own is not None and count else None
+
+
+def curves(groups: Sequence[Sequence[Row]], measured: Callable[[Row], float | None]) -> list[dict[str, Curve]]:
+    """The rows of each protocol as curves of cost against figure, by run, sampler and whatever else tells them apart."""
+    panels: list[dict[tuple[str, ...], Curve]] = [{} for _ in groups]
+    for panel, group in zip(panels, groups, strict=True):
+        for row in group:
+            at = measured(row)
+            if at is not None and at > 0 and math.isfinite(at):
+                panel.setdefault(row.kind, []).append((at, row))
+    kinds = list(dict.fromkeys(kind for panel in panels for kind in panel))
+    return [{called(kind, kinds): sorted(curve, key=lambda point: point[0]) for kind, curve in panel.items()}
+            for panel in panels]
+
+
+def called(kind: tuple[str, ...], kinds: Sequence[tuple[str, ...]]) -> str:
+    """A curve's name: its sampler, and whatever tells it apart from the other curves."""
+    titles = ("{}", "{}", "step {}", "EMA {}")
+    told = [titles[place].format(kind[place]) for place in range(4)
+            if place == 1 or len({other[place] for other in kinds}) > 1]
+    rivals = [set(other[4:]) for other in kinds if other[:4] == kind[:4]]
+    told += [one for one in kind[4:] if len(rivals) > 1 and one not in set.intersection(*rivals)]
+    return " ".join(filter(None, told)) or kind[0]
