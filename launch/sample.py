@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
 
@@ -32,6 +33,7 @@ from ebm.train.checkpoint import load
 from ebm.train.distributed import World, device_name, join
 from ebm.train.precision import Precision
 from launch.build import best_precision, build, naming, plain
+from launch.commission import Commission
 from launch.drawing import Artist, Drawn, collect, put_aside
 from launch.entry import checking, run
 from launch.faults import recorded
@@ -39,6 +41,7 @@ from launch.job import STOP_SIGNALS
 from launch.make import make_model
 from launch.preflight import meeting
 from launch.run import RunFolder
+from launch.task import assigned
 from launch.track import publish, tracked
 from launch.version import version
 
@@ -54,6 +57,7 @@ def main(cfg: DictConfig) -> None:
         with checking(world):
             tracking = tracked(cfg)
             artist, step = prepare(cfg, world)
+            artist = assigned(cfg, artist, lambda other: prepare(other, world))
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
             if world.is_main:
                 Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
@@ -63,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         world.everyone(None)  # the last batch has been written
         if world.is_main:
             drawn = collect(aside, plain(cfg, "n", int), batch=cfg.batch, device=device_name(world.device))
-            protocol = write(cfg, drawn, step, artist.precision.name)
+            protocol = write(cfg, drawn, step, artist.precision.name, artist if isinstance(artist, Commission) else None)
             shutil.rmtree(aside)
             publish(tracking, protocol, name=f"{Path(cfg.run).resolve().name} {protocol.stem}", kind="sample", config=cfg)
 
@@ -99,7 +103,7 @@ def name(cfg: DictConfig, step: int) -> str:
 def fingerprint(cfg: DictConfig, step: int, artist: Artist) -> str:
     """A name for all that the batches put aside are a function of."""
     what = [OmegaConf.to_container(cfg.sampler, resolve=True), artist.seed, cfg.batch, cfg.ema, step, artist.precision.name,
-            artist.device.type]
+            artist.device.type, *([artist.task, artist.identity] if isinstance(artist, Commission) else [])]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
@@ -111,21 +115,39 @@ def progress(parts: list[range], world: World) -> Iterator[range]:
             bar.update(len(part))
 
 
-def write(cfg: DictConfig, drawn: Drawn, step: int, precision: str) -> Path:
-    """Writes `images`, uint8 (n, H, W, C), as .npz, the first hundred and the trajectory as pictures, and the protocol."""
+def write(cfg: DictConfig, drawn: Drawn, step: int, precision: str, commission: Commission | None = None) -> Path:
+    """Writes `images`, uint8 (n, H, W, C), as .npz, the first hundred and the trajectory as pictures, and the protocol.
+
+    A task adds to the arrays and to the protocol, and may have a picture of its own.
+    """
     folder, label = Path(cfg.out), name(cfg, step)
+    arrays, told, picture = {"images": drawn.images.permute(0, 2, 3, 1).numpy()}, dict[str, Any](), None
+    if commission is not None:
+        outcome = commission.outcome(drawn.images)
+        label, picture = f"{commission.label}-{label}", outcome.picture
+        arrays |= outcome.arrays
+        told = {"task": {"name": commission.task, "settings": OmegaConf.to_container(cfg.task, resolve=True),
+                         "identity": commission.identity, **outcome.told}}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=drawn.images.permute(0, 2, 3, 1).numpy())
-    save_grid(to_float(drawn.images[:100]), folder / f"{label}.png")
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a name for its own flag
+    if picture is None:
+        save_grid(to_float(drawn.images[:100]), folder / f"{label}.png")
+    else:
+        write_atomically(folder / f"{label}.png", picture)
     film = f"{label}-trajectory.png"
     write_atomically(folder / film, drawn.film)
     protocol = {
         "run": str(cfg.run), "sampler": HydraConfig.get().runtime.choices["sampler"], "step": step, "version": version(),
         "settings": OmegaConf.to_container(cfg.sampler, resolve=True), "precision": precision, "device": drawn.device,
-        **{key: cfg[key] for key in ("n", "seed", "batch", "ema")}, "nfe": drawn.nfe, "seconds": round(drawn.seconds, 3),
-        "time": round(time.time(), 2), "trajectory": {"path": film, "rows": drawn.rows, "frames": drawn.frames}}
+        **{key: cfg[key] for key in ("n", "seed", "batch", "ema")}, "nfe": drawn.nfe, "gradients": drawn.gradients,
+        "not_finite": drawn.not_finite,
+        "seconds": round(drawn.seconds, 3), "joules": drawn.joules, "time": round(time.time(), 2),
+        "trajectory": {"path": film, "rows": drawn.rows, "frames": drawn.frames}, **told}
     write_atomically(folder / f"{label}.json", (json.dumps(protocol, indent=1) + "\n").encode())
     write_atomically(folder / f"{label}.npz", buffer.getbuffer())  # the last: a point of a study is done when it is there
+    if drawn.not_finite:
+        print(f"note: {drawn.not_finite} of {len(drawn.images)} images are not finite (NaN or infinite); python "
+              f"launch/diagnose.py run={cfg.run} says why", file=sys.stderr, flush=True)
     print(f"{len(drawn.images)} images: {folder / label}.npz, picture: {folder / label}.png", flush=True)
     return folder / f"{label}.json"
 

@@ -1,0 +1,56 @@
+"""Sums of energies: products of what several models know, and, with a negative weight, what one of them is not to be."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ebm.constraint import has_energy
+from ebm.samplers.step import EnergyModel, ScoreModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """Σ wᵢ sᵢ(x, σ), the score of Π pᵢ(x; σ)^wᵢ (Du et al. 2020, arXiv 2004.06030; 2023, arXiv 2302.11552).
+
+    The product of noised laws is not the noised product: that the sum at σ → 0 is right makes it right to draw from it by
+    Langevin or Metropolis moves at each level, and not to follow an ODE (2023, section 4).
+    """
+
+    models: Sequence[ScoreModel]
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.models) or not self.models:
+            raise ValueError(f"weights: {list(self.weights)!r} is not accepted; {len(self.models)} models take as many, "
+                             "and at least one")
+        if not all(math.isfinite(weight) for weight in self.weights) or not sum(self.weights) > 0:
+            raise ValueError(f"weights: {list(self.weights)!r} is not accepted; they must be numbers whose sum is positive, "
+                             "or images of any size would be likelier than any image")
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W)."""
+        first, *rest = (weight * model.score(x, sigma) for model, weight in zip(self.models, self.weights, strict=True))
+        return sum(rest, first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedEnergy(Composed):
+    """The same with its energy, so that a Metropolis test can be made."""
+
+    models: Sequence[EnergyModel]
+
+    def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Σ wᵢ Eᵢ(x, σ): (B, C, H, W), (B,) -> (B,)."""
+        first, *rest = (weight * model.energy(x, sigma) for model, weight in zip(self.models, self.weights, strict=True))
+        return sum(rest, first)
+
+
+def composed(models: Sequence[ScoreModel], *, weights: Sequence[float]) -> Composed:
+    """The weighted sum of models, with its energy where all have one; raises ValueError for unusable weights."""
+    energies = [model for model in models if has_energy(model)]
+    if len(energies) == len(models):
+        return ComposedEnergy(models=energies, weights=weights)
+    return Composed(models=models, weights=weights)

@@ -1,0 +1,194 @@
+"""Sampling under a constraint: a model, what was measured of an image, and the score of the images that agree with it.
+
+A measurement is told as the orthogonal projector P = A⁺A on what it sees (A the linear measurement), and what was
+observed as the image A⁺y, so that pixels, colours and sizes are treated alike.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ebm.randomness import normal_like
+from ebm.samplers.step import EnergyModel, ScoreModel
+
+
+class Measurement(Protocol):
+    """A linear measurement of an image."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """P x, the part of x that is seen: (B, C, H, W) -> (B, C, H, W); P = Pᵀ = P²."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownPixels:
+    """Some pixels are seen: ``known`` is 1 there and 0 elsewhere, (H, W)."""
+
+    known: Tensor
+
+    def project(self, x: Tensor) -> Tensor:
+        return x * self.known.to(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMean:
+    """A grey image is seen: the mean over channels."""
+
+    def project(self, x: Tensor) -> Tensor:
+        return x.mean(1, keepdim=True).expand_as(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMean:
+    """A small image is seen: the means over blocks of ``factor`` × ``factor`` pixels, which must divide height and width."""
+
+    factor: int
+
+    def project(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.factor).repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+
+
+class Constraint(Protocol):
+    """A way to constrain a model: the model of the images that agree with what was observed, one image each."""
+
+    def __call__(self, *, model: ScoreModel, measurement: Measurement, observed: Tensor,
+                 generators: Sequence[torch.Generator]) -> ScoreModel:
+        """``observed`` is P x₀, (B, C, H, W), of x's batch; draws, where it needs to, from the ``generators``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """In the denoised image the measured part is replaced by the observation: D'(x, σ) = D + P(o − D), s' = (D' − x)/σ².
+
+    The null-space form of Wang et al. 2022 (DDNM, arXiv 2212.00490). It takes one score and any sampler. D is not
+    told what was observed but through x: exact under Langevin moves as σ → 0, and biased where x is not drawn anew.
+    """
+
+    model: ScoreModel
+    measurement: Measurement
+    observed: Tensor
+    generators: Sequence[torch.Generator] = field(repr=False)
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """s' = (1 − P) s + P (o − x)/σ²: (B, C, H, W), (B,) -> (B, C, H, W)."""
+        score, project = self.model.score(x, sigma), self.measurement.project
+        return score - project(score) + project(self.observed - x) / squared(sigma)
+
+
+class Frozen:
+    """A constrained energy: E'(x, σ) = E(x̂, σ) + ‖P(x − o)‖²/(2σ²), where x̂ has o + σ P n as its measured part.
+
+    The noise n is drawn once for each image, so that the model sees what it knows from training, and s' = −∇E' is the
+    gradient of an energy, which the Metropolis test needs. Given n the law of the rest is p_σ(· | o + σ P n), the
+    replacement method's (Song et al. 2021, arXiv 2011.13456, appendix I.2); as σ → 0 it is the conditional law itself.
+    Raises ValueError for a model without an energy.
+    """
+
+    def __init__(self, *, model: ScoreModel, measurement: Measurement, observed: Tensor,
+                 generators: Sequence[torch.Generator]) -> None:
+        self.model, self.project, self.observed = with_energy(model), measurement.project, observed
+        self.noise = self.project(normal_like(observed, generators))
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """−∇E': (B, C, H, W), (B,) -> (B, C, H, W)."""
+        score = self.model.score(self._seen(x, sigma), sigma)
+        return score - self.project(score) + self.project(self.observed - x) / squared(sigma)
+
+    def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E': (B, C, H, W), (B,) -> (B,)."""
+        rest = self.project(x - self.observed).square().flatten(1).sum(1) / (2 * sigma**2)
+        return self.model.energy(self._seen(x, sigma), sigma) + rest
+
+    def _seen(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x - self.project(x) + self.observed + sigma.view(-1, 1, 1, 1) * self.noise
+
+
+class Matched:
+    """The clean image's law given x is taken as the Gaussian of its own mean and covariance, and conditioned on o.
+
+    D' = D + V P (P V P + (τ² + ``ridge`` σ²) P)⁻¹ P (o − D) with D = x + σ² s and V = Cov(x₀ | x) = σ² (1 + σ² ∂s/∂x)
+    (moment matching: Boys et al. 2023, arXiv 2310.06721; by conjugate gradients: Rozet et al. 2024, arXiv 2405.13712).
+    Exact at every σ where the data are Gaussian, with any sampler. ``noise`` τ is the standard deviation
+    of noise in P x; at 0 the measured part of D' is o. ``iterations`` products with V are taken for each score: they
+    need an energy, whose ∂s/∂x is symmetric. Raises ValueError for a model without one and for an unusable number.
+    """
+
+    def __init__(self, *, model: ScoreModel, measurement: Measurement, observed: Tensor, noise: float, iterations: int,
+                 ridge: float, generators: Sequence[torch.Generator]) -> None:
+        if iterations < 0:
+            raise ValueError(f"iterations: {iterations!r} is not accepted; it must be a whole number from 0")
+        for name, value in {"noise": noise, "ridge": ridge}.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: {value!r} is not accepted; it must be a number from 0")
+        self.model, self.project, self.observed = with_energy(model), measurement.project, observed
+        self.noise, self.iterations, self.ridge = noise, iterations, ridge
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """(D' − x)/σ²: (B, C, H, W), (B,) -> (B, C, H, W)."""
+        square = squared(sigma)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            score = self.model.score(x, sigma)
+
+        def spread(v: Tensor) -> Tensor:
+            """V v / σ²."""
+            product, = torch.autograd.grad(score, x, v, retain_graph=True)
+            return v + square * product
+
+        denoised = (x + square * score).detach()
+        # Conjugate gradients for z in P V P z/σ² + λ z = P (o − D), each image by itself; `moved` is V z/σ².
+        ridge = self.ridge + self.noise**2 / square
+        residual = self.project(self.observed - denoised)
+        direction, moved, size = residual, torch.zeros_like(residual), inner(residual, residual)
+        for _ in range(self.iterations):
+            product = spread(direction)
+            image = self.project(product) + ridge * direction
+            curvature = inner(direction, image)
+            going = (curvature > 0) & (size > 0)  # a trained energy's V may have directions of negative variance
+            step = torch.where(going, size / curvature.where(going, 1), 0)
+            moved, residual = moved + step * product, residual - step * image
+            after = inner(residual, residual)
+            direction = residual + torch.where(going, after / size.where(going, 1), 0) * direction
+            size = torch.where(going, after, 0)
+        denoised = denoised + moved
+        if self.noise == 0:  # what few iterations leave
+            denoised = denoised + self.project(self.observed - denoised)
+        return (denoised - x.detach()) / square
+
+
+def agreeing(x: Tensor, measurement: Measurement, observed: Tensor) -> Tensor:
+    """x brought to agree with what was observed of images in [-1, 1], and into that range, (B, C, H, W).
+
+    Alternating projections on two convex sets: one step for pixels, more for means of pixels that are cut to the range.
+    """
+    for _ in range(50):
+        x = x.clamp(-1, 1)
+        x = x - measurement.project(x) + observed
+    return x
+
+
+def squared(sigma: Tensor) -> Tensor:
+    """σ², (B,) -> (B, 1, 1, 1)."""
+    return sigma.square().view(-1, 1, 1, 1)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ of each image: (B, C, H, W) twice -> (B, 1, 1, 1)."""
+    return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
+
+
+def has_energy(model: ScoreModel) -> TypeGuard[EnergyModel]:
+    """Whether there is an energy behind the score."""
+    return callable(getattr(model, "energy", None))
+
+
+def with_energy(model: ScoreModel) -> EnergyModel:
+    """The model; raises ValueError where it has no energy."""
+    if not has_energy(model):
+        raise ValueError(f"model: {type(model).__name__} is not accepted; this needs an energy")
+    return model
