@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ebm.nets.twice import input_gradient
+from ebm.nets.twice import input_gradient, joint_gradient
 from ebm.schedule import positive
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -64,7 +65,7 @@ class Energy(Preconditioned):
     """E(x, σ) = ‖x‖² / (2(σ² + σ_data²)) − (σ_data/σ) φ(c_in x; ln σ/4), whose score is EDM's with F = ∇φ.
 
     φ is made from the network's output by ``head``: see `pooled`, `inner_product` and `squared_residual`.
-    E is known up to a function of σ alone. Lower is likelier.
+    E is known up to a function of σ alone, and where its slope in σ was trained too, up to a constant. Lower is likelier.
     """
 
     def __init__(self, network: nn.Module, head: Head, *, sigma_data: float) -> None:
@@ -87,7 +88,25 @@ class Energy(Preconditioned):
         gradient = input_gradient(lambda y: self.potential(y, sigma).sum(), self.c_in(sigma) * x)
         return self.score_of(x, sigma, gradient)
 
-    forward = score  # DistributedDataParallel synchronises only what goes through forward
+    def normalised(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Ē(x, σ) = E(x, σ) + ½ d ln 2π(σ² + σ_data²), (B,), in nats: −log p(x; σ) up to one constant, where the slope was
+        trained, and exactly for N(0, σ_data²) and φ = 0."""
+        variance = sigma.square() + self.sigma_data**2
+        return self.energy(x, sigma) + 0.5 * x[0].numel() * (2 * math.pi * variance).log()
+
+    def score_and_slope(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """−∇E, of x's shape, and ∂Ē/∂ln σ, (B,), from one backward pass; differentiable, and available under ``no_grad``."""
+        c_in = self.c_in(sigma)
+        y = c_in * x
+        phi, gradient, along_sigma = joint_gradient(self.potential, y, sigma)
+        share = (sigma * c_in.flatten()).square()  # σ²/(σ² + σ_data²): how y shrinks as σ grows, −∂ln c_in/∂ln σ
+        gaussian = share * (1 - y.square()).flatten(1).sum(1)
+        network = self.sigma_data / sigma * (phi + share * (gradient * y).flatten(1).sum(1) - sigma * along_sigma)
+        return self.score_of(x, sigma, gradient), gaussian + network
+
+    def forward(self, x: Tensor, sigma: Tensor, slope: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The score, or `score_and_slope`: DistributedDataParallel synchronises only what goes through forward."""
+        return self.score_and_slope(x, sigma) if slope else self.score(x, sigma)
 
 
 class DirectScore(Preconditioned):
@@ -112,3 +131,12 @@ def check_shapes(model: Preconditioned, shape: tuple[int, int, int]) -> None:
             f"model: its network turns images {tuple(y.shape[1:])} into {tuple(f.shape[1:])}, "
             "which only the pooled head accepts; choose head=pooled or a U-Net"
         )
+
+
+def knows_sigma(model: Preconditioned, shape: tuple[int, int, int]) -> bool:
+    """Whether the network's output depends on the noise level, found without computing anything."""
+    y = torch.zeros(1, *shape, device="meta")
+    c_noise = torch.zeros(1, device="meta", requires_grad=True)
+    with torch.enable_grad():
+        f = copy.deepcopy(model.network).to("meta", torch.float32).requires_grad_(False)(y, c_noise)
+    return bool(f.requires_grad)

@@ -12,6 +12,7 @@ import math
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,9 @@ def main(cfg: DictConfig) -> None:
             if world.is_main:
                 Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
         paths = [evaluated(work, name, metric, tracking) for name, metric in metrics.items()]
-        world.everyone(None)  # nobody reads what was put aside any more
-        if world.is_main:
-            shutil.rmtree(work.aside, ignore_errors=True)
-            if cfg.label is not None:
-                done = json.dumps([path.name for path in paths]).encode()
-                write_atomically(Path(cfg.out) / f"evaluation-{cfg.label}.json", done)
+        if world.is_main and cfg.label is not None:
+            done = json.dumps([path.name for path in paths]).encode()
+            write_atomically(Path(cfg.out) / f"evaluation-{cfg.label}.json", done)
 
 
 def chosen(cfg: DictConfig) -> dict[str, Metric]:
@@ -109,13 +107,16 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
         if work.world.is_main:
             print(f"{name}: measured before: {path}", flush=True)
         return path
+    work = replace(work, stem=stem)
     with checking() if work.world.size == 1 else contextlib.nullcontext():
         figures = metric(work)
     if metric.of_samples:
         work.samples()  # on every process, since the record tells of them
+    work.world.everyone(None)  # nobody reads what was put aside any more
     if figures is not None and work.world.is_main:
-        write(work, name, figures, stem=stem, of_samples=metric.of_samples)
+        write(work, name, figures, of_samples=metric.of_samples)
         print(f"{name}: {words(figures.values)}\n  {path}", flush=True)
+        shutil.rmtree(work.aside, ignore_errors=True)
         publish(tracking, path, name=f"{Path(cfg.run).resolve().name} {stem}", kind="evaluate", config=cfg)
     return path
 

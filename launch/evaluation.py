@@ -74,6 +74,7 @@ class Work:
     batch: int
     step: int
     checkpoint: str
+    stem: str = ""  # of the record at hand
     kept: dict[str, Samples] = field(default_factory=dict)  # drawn once for all metrics
 
     @property
@@ -86,9 +87,8 @@ class Work:
 
     @property
     def aside(self) -> Path:
-        """Where what was computed is kept until its record is written, by all that it is a function of."""
-        what = [self.checkpoint, self.cfg.ema, self.artist.seed, self.artist.precision.name, self.world.device.type]
-        return Path(self.cfg.out) / f".{digest(what)}"
+        """Where what was computed for the record at hand is kept until that is written; its name tells all that it is of."""
+        return Path(self.cfg.out) / f".{self.stem}"
 
     def samples(self) -> Samples:
         """The run's samples, drawn by all processes unless they were before; the same whatever their number."""
@@ -190,9 +190,9 @@ def read(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(images[:count]).permute(0, 3, 1, 2).contiguous()
 
 
-def write(work: Work, metric: str, figures: Figures, *, stem: str, of_samples: bool) -> Path:
+def write(work: Work, metric: str, figures: Figures, *, of_samples: bool) -> Path:
     """Writes a metric's pictures and, last, its record; a record that is there is whole."""
-    folder = Path(work.cfg.out)
+    folder, stem = Path(work.cfg.out), work.stem
     for name, content in figures.pictures.items():
         write_atomically(folder / f"{stem}-{name}.png", content)
     record = {

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ebm.nets import twice
-from ebm.nets.twice import convolution, input_gradient, norm_silu
+from ebm.nets.twice import convolution, input_gradient, joint_gradient, norm_silu
 
 
 def randn(*shape: int) -> Tensor:
@@ -67,6 +67,31 @@ def test_an_input_gradient_computes_no_gradients_of_parameters(monkeypatch: pyte
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     input_gradient(lambda y: convolution(y, kernel, None, stride=1, padding=1).square().sum(), x)
     assert masks == [(True, False, False)]
+
+
+def test_a_joint_gradient_is_that_of_each_input_and_needs_no_convolutions_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    kernel, slopes = randn(8, 3, 3, 3), randn(2, 8)
+    x, sigma = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+
+    def f(y: Tensor, sigma: Tensor) -> Tensor:
+        modulation = slopes * sigma[:, None]
+        h = convolution(y, kernel, None, stride=1, padding=1)
+        return norm_silu(h, 1 + modulation, modulation.sin(), groups=2, eps=1e-5).square().flatten(1).sum(1)
+
+    y, level = x.clone().requires_grad_(), sigma.clone().requires_grad_()
+    truth = torch.autograd.grad(f(y, level).sum(), (y, level), create_graph=True)
+    masks = []
+    gradients = twice.gradients
+    monkeypatch.setattr(twice, "gradients", lambda *args: masks.append(args[-1]) or gradients(*args))
+    value, *ours = joint_gradient(f, x, sigma)
+    assert masks == [(True, False, False)]
+    torch.testing.assert_close((value, *ours), (f(x, sigma), *truth))
+    losses = [(one.pow(3).sum() + other.pow(2).sum() + f(x, sigma).sum()) for one, other in (ours, truth)]
+    for a, b in zip(*(torch.autograd.grad(loss, (kernel, slopes)) for loss in losses), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        assert not any(one.requires_grad for one in joint_gradient(f, x, sigma))
 
 
 def test_an_input_gradient_under_no_grad_has_no_graph() -> None:
