@@ -77,6 +77,9 @@ class DenoisingScoreMatching:
         residual = sigma_ * score(x + sigma_ * noise, sigma) + noise
         return self.weighting(sigma) * residual.square().flatten(1).mean(1)
 
+    def check(self, model: object, shape: tuple[int, int, int] | None = None) -> None:
+        """Raises ValueError where a model can't be trained so: any with a score can."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DualScoreMatching(DenoisingScoreMatching):

@@ -35,7 +35,7 @@ def check_run(text: str) -> tuple[str, int]:
     for part in ("objective", "schedule", "rate", "optimizer"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
     data = opened(cfg.data.train)
-    check_model(OmegaConf.to_yaml(cfg.model), data.shape)
+    check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
     return data.manifest.sha256, build(cfg.budget, key="budget").steps
 
 
@@ -52,11 +52,12 @@ def build_once(name: str, text: str) -> None:
 
 
 @functools.lru_cache(None)
-def check_model(text: str, shape: tuple[int, int, int]) -> None:
+def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
     """Builds a model without memory or time of its own, and holds it against the images' shape."""
     with torch.device("meta"):
         model: Preconditioned = build(parsed(text), key="model")
     check_shapes(model, shape)
+    build(parsed(objective), key="objective").check(model, shape)
 
 
 @functools.lru_cache(None)
@@ -71,8 +72,11 @@ def check_sampler(text: str) -> None:
 def check_metrics(text: str) -> None:
     """Builds the metrics asked for."""
     from launch.evaluate import chosen  # an entry, which most studies do without
+    from launch.metrics.quality import Quality
 
-    chosen(parsed(text))
+    for metric in chosen(parsed(text)).values():
+        if isinstance(metric, Quality):
+            metric.extractor.load(torch.device("cpu"))  # its weights are there
 
 
 def parsed(text: str) -> DictConfig:

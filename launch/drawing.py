@@ -36,6 +36,7 @@ class Artist:
     seed: int
     precision: Precision
     device: torch.device
+    checkpoint: str = ""  # the model's, by its name, which holds its hash
 
     def trajectory(self, part: range) -> Iterator[Step]:
         """The sampler's steps for the images of these numbers."""

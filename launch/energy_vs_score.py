@@ -65,6 +65,9 @@ def main() -> None:
         rows = [row(point) for point in map(as_point, study["points"]) if point.kind == "sample"]
         if not rows:
             raise ValueError(f"folder: {options.folder} has no samplings; python launch/status.py {options.folder} says why")
+        if len({one["name"] for one in rows}) < len(rows):
+            raise ValueError(f"folder: {options.folder} has several runs of one form; the page is of one of each")
+        text = page(rows, study)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -72,7 +75,7 @@ def main() -> None:
     for one in rows:
         large = one["pixels"][:SHOWN].repeat(2, axis=1).repeat(2, axis=2)
         save_grid(to_float(torch.from_numpy(large).permute(0, 3, 1, 2)), folder / f"{one['name']}.png")
-    write_atomically(options.out / "energy_vs_score.md", page(rows, study).encode())
+    write_atomically(options.out / "energy_vs_score.md", text.encode())
     print(f"written: {options.out / 'energy_vs_score.md'}")
 
 
@@ -82,7 +85,8 @@ def row(point: Point) -> dict[str, Any]:
     past = list(read(RunFolder(run).metrics_file))
     trained, held_out = ([one for one in past if one["event"] == event] for event in ("train", "held_out"))
     archives, protocols = sorted(point.folder.glob("*.npz")), sorted(point.folder.glob("*.json"))
-    records = [json.loads(path.read_text()) for path in sorted(point.records.glob("quality-*.json"))]
+    records = sorted((json.loads(path.read_text()) for path in point.records.glob("quality-*.json")),
+                     key=lambda record: float(record["time"]))
     if not (trained and held_out and archives and records):
         raise ValueError(f"{point.label}: not trained, sampled and measured yet; python launch/evaluate.py run={run} "
                          f"samples={point.folder} out={point.records} metrics=[quality] measures samples that are there")

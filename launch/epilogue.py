@@ -64,7 +64,8 @@ def cancelled(me: str) -> bool:
 
 def progress(folder: Path) -> str:
     """How far the work has come: a run's newest checkpoint, or what a sampling and its evaluation have left."""
-    measured = [*(folder.parents[1] / "evaluations" / folder.name).rglob("*")] if folder.parent.name == "samples" else []
+    place = folder.parents[1] / "evaluations" / folder.name
+    measured = [*place.rglob("*.npz"), *place.glob("*.json")] if folder.parent.name == "samples" else []
     return f"{newest(folder)}/{sum(1 for _ in folder.glob('.*/*.npy'))}/{len(measured)}"
 
 

@@ -26,7 +26,7 @@ from ebm.train.distributed import World, join
 from launch.build import build, plain
 from launch.entry import checking, run
 from launch.evaluation import Metric, Work, digest, write
-from launch.faults import recorded
+from launch.faults import Refused, recorded
 from launch.job import STOP_SIGNALS
 from launch.preflight import meeting
 from launch.run import RunFolder
@@ -41,7 +41,8 @@ def main(cfg: DictConfig) -> None:
     """Measures the run by each metric asked for, and writes a record of each."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recorded(Path(cfg.out if cfg.label is None else cfg.samples)))  # a point of a study is its samples
+        failures = Path(cfg.out if cfg.label is None else cfg.samples)  # a point of a study is its samples
+        stack.enter_context(recorded(failures))
         with checking(), meeting():
             metrics = chosen(cfg)
             seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
@@ -49,13 +50,16 @@ def main(cfg: DictConfig) -> None:
         with checking(world):
             tracking = tracked(cfg)
             work = prepared(cfg, world)
-            if str(cfg.samples).endswith(".npz"):
-                work.samples()  # refused before any work, where they can't be measured
             for metric in metrics.values():
                 metric.check(work)
+        if work.given:
+            work.samples()  # refused before any work, where they can't be measured
+        with checking(world):
             if world.is_main:
                 Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
         paths = [evaluated(work, name, metric, tracking) for name, metric in metrics.items()]
+        if world.is_main:
+            (failures / "failure.json").unlink(missing_ok=True)  # an earlier start's
         if world.is_main and cfg.label is not None:
             done = json.dumps([path.name for path in paths]).encode()
             write_atomically(Path(cfg.out) / f"evaluation-{cfg.label}.json", done)
@@ -66,7 +70,7 @@ def chosen(cfg: DictConfig) -> dict[str, Metric]:
     asked = plain_names(cfg)
     figures = [name for name in asked if name in QUALITY]
     settings = OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor})
-    if figures:
+    if figures and "quality" not in asked:
         settings.metric.quality.figures = figures
     names = dict.fromkeys("quality" if name in QUALITY else name for name in asked)
     return {name: build(settings.metric[name], key=f"metric.{name}") for name in names}
@@ -108,8 +112,11 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
             print(f"{name}: measured before: {path}", flush=True)
         return path
     work = replace(work, stem=stem)
-    with checking() if work.world.size == 1 else contextlib.nullcontext():
+    try:
         figures = metric(work)
+    except ValueError as error:  # the others notice that this process is gone
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise Refused(2, str(error)) from error
     if metric.of_samples:
         work.samples()  # on every process, since the record tells of them
     work.world.everyone(None)  # nobody reads what was put aside any more
@@ -124,7 +131,7 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
 def label(work: Work, metric: Metric) -> str:
     """What a figure is about, as part of a file's name: the samples, or the model alone."""
     if metric.of_samples:
-        return Path(str(work.cfg.samples)).stem if str(work.cfg.samples).endswith(".npz") else sample_name(work.cfg, work.step)
+        return Path(work.cfg.samples).stem if work.given else sample_name(work.cfg, work.step)
     return f"step{work.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
 
 
@@ -135,7 +142,9 @@ def request(work: Work, name: str, metric: Metric) -> list[Any]:
     what = [settings["metric"][name], work.checkpoint, cfg.ema, work.artist.seed, work.artist.precision.name,  # type: ignore
             work.world.device.type, work.train.manifest.sha256, work.held_out.manifest.sha256 if work.held_out else None]
     if metric.of_samples:
-        what += [OmegaConf.to_container(cfg.sampler, resolve=True), work.n, work.batch, str(cfg.samples)]
+        what += [OmegaConf.to_container(cfg.sampler, resolve=True), work.n, work.batch,
+                 work.samples().subject["sha256"] if work.given else str(Path(cfg.samples).resolve())]
+    what += metric.inputs(work) if hasattr(metric, "inputs") else []
     return [*what, [name for name in plain_names(cfg) if name in QUALITY]] if name == "quality" else what
 
 

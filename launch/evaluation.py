@@ -6,6 +6,8 @@ import io
 import json
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +80,11 @@ class Work:
     kept: dict[str, Samples] = field(default_factory=dict)  # drawn once for all metrics
 
     @property
+    def given(self) -> bool:
+        """Whether the samples are those of a file, whoever drew them."""
+        return str(self.cfg.samples).endswith(".npz")
+
+    @property
     def subject(self) -> dict[str, Any]:
         """What is measured."""
         rule = OmegaConf.to_container(self.config.average.rules[self.cfg.ema], resolve=True)
@@ -93,7 +100,7 @@ class Work:
     def samples(self) -> Samples:
         """The run's samples, drawn by all processes unless they were before; the same whatever their number."""
         if "" not in self.kept:
-            self.kept[""] = given(Path(self.cfg.samples), self) if str(self.cfg.samples).endswith(".npz") else drawn(self)
+            self.kept[""] = given(Path(self.cfg.samples), self) if self.given else drawn(self)
         return self.kept[""]
 
     def spread(self, name: str, count: int, batch: int, compute: Callable[[range], Rows]) -> Rows:
@@ -139,8 +146,7 @@ def drawn(work: Work) -> Samples:
         with checking(world):
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                sample.write(cfg, collect(aside, work.n, batch=work.batch, device=device_name(world.device)), work.step,
-                             artist.precision.name)
+                sample.write(cfg, collect(aside, work.n, batch=work.batch, device=device_name(world.device)), work.step, artist)
                 shutil.rmtree(aside)
     about = json.loads(protocol.read_text())
     with checking(world):
@@ -161,7 +167,7 @@ def same(protocol: Path, work: Work) -> bool:
         return False
     wanted = {"settings": OmegaConf.to_container(work.cfg.sampler, resolve=True), "n": work.n, "seed": work.artist.seed,
               "batch": work.batch, "ema": work.cfg.ema, "step": work.step, "precision": work.artist.precision.name,
-              "device": device_name(work.world.device)}
+              "device": device_name(work.world.device), "checkpoint": work.checkpoint}
     return {key: about.get(key) for key in wanted} == wanted and protocol.with_suffix(".npz").exists()
 
 
@@ -178,7 +184,7 @@ def read(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tensor:
     try:
         with np.load(path) as content:
             images = content["images" if "images" in content.files else content.files[0]]
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"samples: {path} is not accepted; it must be an .npz with `images`, uint8 (n, H, W, C): "
                          f"{error}") from None
     channels, height, width = shape
@@ -195,9 +201,13 @@ def write(work: Work, metric: str, figures: Figures, *, of_samples: bool) -> Pat
     folder, stem = Path(work.cfg.out), work.stem
     for name, content in figures.pictures.items():
         write_atomically(folder / f"{stem}-{name}.png", content)
+    subject = work.subject | (work.samples().subject if of_samples else {})
+    if of_samples and work.given:  # nobody knows whether they are of this checkpoint
+        subject = {key: value for key, value in subject.items() if key in ("run", "device", "version", *work.samples().subject)}
+    if "precision" in figures.measure:
+        subject["precision"] = figures.measure["precision"]
     record = {
-        "metric": metric, "values": figures.values, "measure": figures.measure,
-        "subject": work.subject | (work.samples().subject if of_samples else {}), "details": figures.details,
+        "metric": metric, "values": figures.values, "measure": figures.measure, "subject": subject, "details": figures.details,
         "pictures": {name: f"{stem}-{name}.png" for name in figures.pictures}, "time": round(time.time(), 2)}
     write_atomically(folder / f"{stem}.json", (json.dumps(record, indent=1, default=float) + "\n").encode())
     return folder / f"{stem}.json"

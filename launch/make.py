@@ -56,6 +56,8 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     budget: Budget = build(cfg.budget, key="budget")
     model = make_model(cfg, world.device)
     check_shapes(model, train.shape)
+    objective = build(cfg.objective, key="objective")
+    objective.check(model, train.shape)
     averages = [Average(model, build(rule, key=f"average.rules[{i}]")) for i, rule in enumerate(cfg.average.rules)]
     if not averages:
         raise ValueError("average.rules: [] is not accepted; it must name at least one average")
@@ -65,7 +67,8 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     sampler = build(cfg.sampler, key="sampler")
     with naming("sampler."):  # the samplers check their values when they are called, before any work
         trajectory(model, sampler, shape=train.shape, indices=[0], seed=0, device=world.device)
-    held_out = HeldOut(dataset=test, count=min(cfg.save.held_out, test.count), batch=100, seed=cfg.seed) if test else None
+    held_out = None if test is None else HeldOut(dataset=test, count=min(cfg.save.held_out, test.count), batch=100,
+                                                 seed=cfg.seed, dequantise=plain(cfg, "data.dequantise", bool))
     save = Save(checkpoints=folder.checkpoints(plain(cfg, "save.keep", int, least=1)), metrics=metrics, held_out=held_out)
     preview = Preview(sampler=sampler, shape=train.shape, count=plain(cfg, "preview.count", int, least=1),
                       batch=plain(cfg, "preview.batch", int, least=1), seed=cfg.seed,
@@ -80,7 +83,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     with naming("optimizer: "):  # torch names no key
         optimizer = make_optimizer(model.parameters())
     return Trainer(
-        model=model, averages=averages, objective=build(cfg.objective, key="objective"),
+        model=model, averages=averages, objective=objective,
         schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer,
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
         events=[Event(every=plain(cfg, "log_every", int, least=1), action=log, urgent=True),

@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         world.everyone(None)  # the last batch has been written
         if world.is_main:
             drawn = collect(aside, plain(cfg, "n", int), batch=cfg.batch, device=device_name(world.device))
-            protocol = write(cfg, drawn, step, artist.precision.name, artist if isinstance(artist, Commission) else None)
+            protocol = write(cfg, drawn, step, artist)
             shutil.rmtree(aside)
             publish(tracking, protocol, name=f"{Path(cfg.run).resolve().name} {protocol.stem}", kind="sample", config=cfg)
 
@@ -76,7 +76,8 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
     """All that the images are a function of, checked, and the step of the checkpoint they come from."""
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
-    state = load(folder.checkpoint(cfg.checkpoint), world.device)
+    checkpoint = folder.checkpoint(cfg.checkpoint)
+    state = load(checkpoint, world.device)
     averages = state["averages"]
     if not 0 <= plain(cfg, "ema", int) < len(averages):
         raise ValueError(f"ema: {cfg.ema!r} is not accepted; the run has {len(averages)}, counted from 0")
@@ -85,7 +86,8 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
     precision = best_precision(world.device) if cfg.precision == "auto" else cfg.precision
     artist = Artist(
         model=model.eval().requires_grad_(False), sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
-        seed=plain(cfg, "seed", int), precision=Precision(name=precision), device=world.device)
+        seed=plain(cfg, "seed", int), precision=Precision(name=precision), device=world.device,
+        checkpoint=checkpoint.name)
     with naming("sampler."):  # the samplers check their values when they are called, before any work
         artist.trajectory(range(1))
     return artist, int(state["step"])
@@ -102,8 +104,10 @@ def name(cfg: DictConfig, step: int) -> str:
 
 def fingerprint(cfg: DictConfig, step: int, artist: Artist) -> str:
     """A name for all that the batches put aside are a function of."""
-    what = [OmegaConf.to_container(cfg.sampler, resolve=True), artist.seed, cfg.batch, cfg.ema, step, artist.precision.name,
-            artist.device.type, *([artist.task, artist.identity] if isinstance(artist, Commission) else [])]
+    # The first: how batches are put aside, so that none is taken up that was written in another way.
+    what = ["2", OmegaConf.to_container(cfg.sampler, resolve=True), artist.seed, cfg.batch, cfg.ema, step, artist.checkpoint,
+            artist.precision.name, artist.device.type]
+    what += [artist.task, artist.identity] if isinstance(artist, Commission) else []
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
@@ -115,12 +119,12 @@ def progress(parts: list[range], world: World) -> Iterator[range]:
             bar.update(len(part))
 
 
-def write(cfg: DictConfig, drawn: Drawn, step: int, precision: str, commission: Commission | None = None) -> Path:
+def write(cfg: DictConfig, drawn: Drawn, step: int, artist: Artist) -> Path:
     """Writes `images`, uint8 (n, H, W, C), as .npz, the first hundred and the trajectory as pictures, and the protocol.
 
     A task adds to the arrays and to the protocol, and may have a picture of its own.
     """
-    folder, label = Path(cfg.out), name(cfg, step)
+    folder, label, commission = Path(cfg.out), name(cfg, step), artist if isinstance(artist, Commission) else None
     arrays, told, picture = {"images": drawn.images.permute(0, 2, 3, 1).numpy()}, dict[str, Any](), None
     if commission is not None:
         outcome = commission.outcome(drawn.images)
@@ -138,7 +142,8 @@ def write(cfg: DictConfig, drawn: Drawn, step: int, precision: str, commission: 
     write_atomically(folder / film, drawn.film)
     protocol = {
         "run": str(cfg.run), "sampler": HydraConfig.get().runtime.choices["sampler"], "step": step, "version": version(),
-        "settings": OmegaConf.to_container(cfg.sampler, resolve=True), "precision": precision, "device": drawn.device,
+        "settings": OmegaConf.to_container(cfg.sampler, resolve=True), "precision": artist.precision.name,
+        "device": drawn.device, "checkpoint": artist.checkpoint,
         **{key: cfg[key] for key in ("n", "seed", "batch", "ema")}, "nfe": drawn.nfe, "gradients": drawn.gradients,
         "not_finite": drawn.not_finite,
         "seconds": round(drawn.seconds, 3), "joules": drawn.joules, "time": round(time.time(), 2),

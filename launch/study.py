@@ -67,16 +67,22 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             sample, shown = split((*brought, *sample))[1], (experiment, *sample)
         given = {key(override) for override in sample}
         full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))
-        drawing = tuple(override for override in full if not measures(override))
+        drawing, measured = tuple(one for one in full if not measures(one)), any(key(one) == "metrics" for one in full)
+        if len(drawing) < len(full) and not measured:
+            raise ValueError("metrics: nothing is not accepted beside settings of metrics; metrics=[quality] measures by one")
+        if measured:  # samples are drawn to be measured, as many as that asks for
+            evaluation = composed("evaluate", full)
+            check("evaluate", OmegaConf.to_yaml(OmegaConf.masked_copy(evaluation, ["metrics", "metric", "extractor"])))
+            full = (*full, f"label={digest(asked(evaluation))[:8]}")
+            drawing += tuple(f"{name}={evaluation[name]}" for name in ("n", "batch") if name not in {*map(key, drawing)})
         settings = composed("sample", drawing)
         check("sample", OmegaConf.to_yaml(settings.sampler))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
         folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(asked(settings))[:8]}"
-        if any(key(override) == "metrics" for override in full):  # samples are drawn to be measured
-            evaluation = composed("evaluate", full)
-            check("evaluate", OmegaConf.to_yaml(OmegaConf.masked_copy(evaluation, ["metrics", "metric", "extractor"])))
-            full = (*full, f"label={digest(asked(evaluation))[:8]}")
-        found.setdefault(folder, Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point))
+        made = Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point)
+        if measured and found.setdefault(folder, made).overrides != full:
+            raise ValueError(f"metrics: {made.label} would have the same samples measured in two ways; make a study of each")
+        found.setdefault(folder, made)
     return list(found.values())
 
 

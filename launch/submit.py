@@ -77,11 +77,14 @@ class Study:
         """What the study says of all samplings: keys of sample.yaml, and of evaluate.yaml where samples are measured."""
         found: dict[str, Any] = {str(key): value for key, value in self.cfg.sample.items()}
         if self.cfg.metrics is not None:
+            if not OmegaConf.is_list(self.cfg.metrics):
+                raise ValueError(f"metrics: {self.cfg.metrics!r} is not accepted; it must be a list, such as [quality,cost]")
             usual = flat(OmegaConf.to_container(self.compose("evaluate", ["run=x"]).metric))
             found["metrics"] = "[" + ",".join(map(str, self.cfg.metrics)) + "]"
             found["extractor"] = self.cfg.hydra.runtime.choices.extractor
-            found |= {f"metric.{name}": value for name, value in flat(OmegaConf.to_container(self.cfg.metric)).items()
-                      if usual.get(name) != value and not isinstance(value, str)}
+            found |= {f"metric.{name}": "null" if value is None else value
+                      for name, value in flat(OmegaConf.to_container(self.cfg.metric, resolve=True)).items()
+                      if usual.get(name) != value and ".extractor." not in name}
         return found
 
     def submit(self, arrays: list[Array]) -> None:

@@ -69,8 +69,9 @@ def test_what_only_changes_sampling_trains_once(tiny: list[str], tmp_path: Path)
 
 def test_samples_that_are_measured_are_those_that_would_be_drawn(tiny: list[str], tmp_path: Path) -> None:
     asked = [*without_sampler(tiny), "sampler=heun"]
+    quality = ["metrics=[quality]", "extractor=random"]
     (_, drawn), (_, measured), (_, otherwise) = (make([[*asked, *more]], tmp_path) for more in (
-        [], ["metrics=[quality,cost]", "extractor=random"], ["metrics=[quality]", "metric.quality.batch=7"]))
+        [], quality, [*quality, "metric.quality.batch=7"]))
     assert drawn.folder == measured.folder == otherwise.folder
     assert (drawn.entry, measured.entry) == ("sample", "evaluate")
     labels = {next(one for one in p.overrides if one.startswith("label=")) for p in (measured, otherwise)}
@@ -83,6 +84,12 @@ def test_samples_that_are_measured_are_those_that_would_be_drawn(tiny: list[str]
     (measured.records / f"evaluation-{next(one for one in measured.overrides if one.startswith('label='))[6:]}.json").touch()
     assert measured.done()
     assert not otherwise.done()
+    with pytest.raises(ValueError, match="measured in two ways"):
+        make([[*asked, *quality], [*asked, *quality, "metric.quality.batch=7"]], tmp_path)
+    with pytest.raises(ValueError, match="metrics: nothing is not accepted"):
+        make([[*asked, "extractor=random"]], tmp_path)
+    with pytest.raises(ValueError, match=r"fetch_weights\.py"):
+        make([[*asked, "metrics=[quality]", "extractor.file=nowhere.pth"]], tmp_path)
 
 
 @pytest.mark.parametrize(("change", "same"), [

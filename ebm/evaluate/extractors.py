@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ebm.randomness import seed_of
 
-INCEPTION, PUBLISHED = "inception", "6726825d"  # the weights that published figures come from: TensorFlow's of 2015-12-05
+INCEPTION = "inception"
+# The weights that published figures come from: TensorFlow's of 2015-12-05.
+PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NAME = re.compile(r"[a-z][a-z0-9]*")
 
 
@@ -107,7 +109,7 @@ class Inception:
 
         layers = ["2048", "logits_unbiased"]
         net = FeatureExtractorInceptionV3(INCEPTION, layers, feature_extractor_weights_path=str(path)).to(device)
-        published = sha256.startswith(PUBLISHED)
+        published = sha256 == PUBLISHED
         return Extractor(name=INCEPTION, sha256=sha256, settings={}, published=published, device=device,
                          network=lambda images: dict(zip(("features", "logits"), net(images), strict=True)))
 

@@ -13,6 +13,7 @@ from ebm.data import Dataset
 from ebm.diagnose.calibration import calibrate
 from ebm.diagnose.training import USEFUL, unguided
 from ebm.energy import Energy
+from ebm.evaluate.likelihood import dequantised
 from ebm.randomness import generator
 from ebm.samplers.step import ScoreModel
 from ebm.sampling import batches_of
@@ -28,6 +29,7 @@ class HeldOut:
     count: int
     batch: int
     seed: int
+    dequantise: bool
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> float:
@@ -35,6 +37,7 @@ class HeldOut:
         total = torch.zeros((), device=world.device)
         for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size):
             x = self.dataset.images(torch.arange(part.start, part.stop), device=world.device)
+            x = dequantised(x, seed=self.seed, indices=part) if self.dequantise else x
             source = generator(world.device, self.seed, "held-out", part.start)
             sigma = trainer.schedule.draw(len(x), generator=source)
             noise = torch.randn(x.shape, generator=source, device=world.device)

@@ -80,6 +80,8 @@ class Outliers:
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
         images, skipped = self.images(work)
+        there = work.world.everyone([*images])  # a folder may be on one node alone
+        images = {name: pixels for name, pixels in images.items() if all(name in names for names in there)}
         rows = {name: self.read(work, name, pixels) for name, pixels in images.items()}
         if not work.world.is_main:
             return None

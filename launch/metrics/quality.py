@@ -55,6 +55,10 @@ class Quality:
         self.comparison().check(n=work.n, count=len(indices), extractor=extractor)
         extractor(images.pixels(indices[:2]))  # gives features, or says why not
 
+    def inputs(self, work: Work) -> list[str]:
+        """Hashes of the files that the figures depend on besides the model, which may change under their names."""
+        return [self.extractor.load(work.world.device).sha256, image_set(self.reference, work).sha256]
+
     def indices(self, images: ImageSet) -> NDArray[np.int64]:
         """Which of the reference images are taken."""
         try:

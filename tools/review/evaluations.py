@@ -15,6 +15,7 @@ from tools.review.records import Problem, number
 
 ASIDE = ("_stderr", "_real")  # what stands beside a figure: its standard error, and the same of real images
 INCEPTIONS = re.compile(r"(fid|kid|is|inception_score)(?=_|$)")  # what these names promise: figures of Inception's features
+NO_RECORDS = ("track.json", "failure.json")
 HEX = re.compile(r"[0-9a-f]{12,}")
 
 
@@ -78,7 +79,7 @@ def found(folder: Path) -> tuple[list[Evaluation], list[Problem]]:
     problems: list[Problem] = []
     for path in sorted(folder.rglob("*.json")):
         beneath = path.relative_to(folder)
-        if any(part.startswith(".") or part == "wandb" for part in beneath.parts) or path.name == "track.json":
+        if any(part.startswith(".") or part == "wandb" for part in beneath.parts) or path.name in NO_RECORDS:
             continue
         if path.name.startswith("evaluation-"):  # a study's mark that a point is done
             continue
