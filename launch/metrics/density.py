@@ -44,7 +44,7 @@ class Density:
         if objective != "DualScoreMatching" or not isinstance(work.artist.model, Energy):
             raise ValueError(f"metric.density: a run trained by {objective} is not accepted; its energy is known only up to a "
                              "function of σ: train one with objective=dual")
-        whole(1, batch=self.batch, levels=self.levels)
+        whole(1, **{"metric.density.batch": self.batch, "metric.density.levels": self.levels})
         chosen(source(self.set, work, metric="density"), self.images, seed=work.artist.seed, metric="density")
         if not 2 <= self.anchors <= work.train.count:
             raise ValueError(f"metric.density.anchors: {self.anchors} is not accepted; it must be 2 to {work.train.count}")

@@ -41,7 +41,8 @@ class Likelihood:
 
     def check(self, work: Work) -> None:
         """Raises ValueError for images that are not there, unusable numbers, and without SciPy."""
-        whole(1, batch=self.batch, probes=1 if self.probes is None else self.probes)
+        numbers = {"batch": self.batch} | ({} if self.probes is None else {"probes": self.probes})
+        whole(1, **{f"metric.likelihood.{key}": value for key, value in numbers.items()})
         chosen(source(self.set, work, metric="likelihood"), self.images, seed=work.artist.seed, metric="likelihood")
         solver()
 
