@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import Dataset
@@ -113,7 +114,9 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
         return path
     work = replace(work, stem=stem)
     try:
-        figures = metric(work)
+        # What reads the model itself says that it is of float32, and cuDNN's own default on a GPU is TF32.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=metric.of_samples):
+            figures = metric(work)
     except ValueError as error:  # the others notice that this process is gone
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise Refused(2, str(error)) from error
