@@ -106,7 +106,7 @@ def prepared(cfg: DictConfig, world: World) -> Work:
 def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
     """Measures by one metric unless there is a record of just that; the record's place."""
     cfg = work.cfg
-    stem = f"{name}-{label(work, metric)}-{digest(request(work, name, metric))[:8]}"
+    stem = f"{name}-{label(work, metric)}-{digest(request(work, metric))[:8]}"
     path = Path(cfg.out) / f"{stem}.json"
     if work.world.share(path.exists() and not cfg.again):
         if work.world.is_main:
@@ -138,17 +138,15 @@ def label(work: Work, metric: Metric) -> str:
     return f"step{work.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
 
 
-def request(work: Work, name: str, metric: Metric) -> list[Any]:
+def request(work: Work, metric: Metric) -> list[Any]:
     """All that a figure depends on, but for the code."""
-    cfg = work.cfg
-    settings = OmegaConf.to_container(OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor}), resolve=True)
-    what = [settings["metric"][name], work.checkpoint, cfg.ema, work.artist.seed, work.artist.precision.name,  # type: ignore
-            work.world.device.type, work.train.manifest.sha256, work.held_out.manifest.sha256 if work.held_out else None]
+    cfg, held_out = work.cfg, work.held_out
+    what = [repr(metric), work.checkpoint, cfg.ema, work.artist.seed, work.artist.precision.name, work.world.device.type,
+            work.train.manifest.sha256, held_out.manifest.sha256 if held_out else None]
     if metric.of_samples:
         what += [OmegaConf.to_container(cfg.sampler, resolve=True), work.n, work.batch,
                  work.samples().subject["sha256"] if work.given else str(Path(cfg.samples).resolve())]
-    what += metric.inputs(work) if hasattr(metric, "inputs") else []
-    return [*what, [name for name in plain_names(cfg) if name in QUALITY]] if name == "quality" else what
+    return [*what, *(metric.inputs(work) if hasattr(metric, "inputs") else [])]
 
 
 def words(values: dict[str, float]) -> str:

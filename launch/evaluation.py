@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from launch.entry import checking
 from launch.version import version
 
 Rows = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Work:
     step: int
     checkpoint: str
     stem: str = ""  # of the record at hand
-    kept: dict[str, Samples] = field(default_factory=dict)  # drawn once for all metrics
+    kept: dict[str, Any] = field(default_factory=dict)  # made once for all metrics: see `once`
 
     @property
     def given(self) -> bool:
@@ -99,9 +100,14 @@ class Work:
 
     def samples(self) -> Samples:
         """The run's samples, drawn by all processes unless they were before; the same whatever their number."""
-        if "" not in self.kept:
-            self.kept[""] = given(Path(self.cfg.samples), self) if self.given else drawn(self)
-        return self.kept[""]
+        return self.once("samples", lambda: given(Path(self.cfg.samples), self) if self.given else drawn(self))
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made at the first call for this ``name``: extractors are large, and folders read whole."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        found: T = self.kept[name]
+        return found
 
     def spread(self, name: str, count: int, batch: int, compute: Callable[[range], Rows]) -> Rows:
         """The rows that ``compute`` gives for each of 0 … ``count`` − 1, in order, on every process.

@@ -7,8 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import Dataset
-from ebm.data.loader import dequantised
 from ebm.data.order import share
+from ebm.data.quantum import dequantised_batches
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
 from ebm.train.budget import Budget
@@ -112,4 +112,4 @@ def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch
             resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds)
     if not plain(cfg, "data.dequantise", bool):
         return images
-    return dequantised(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=share(batch, rank, world))
+    return dequantised_batches(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=share(batch, rank, world))

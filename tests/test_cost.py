@@ -142,7 +142,7 @@ def test_joules_of_all_batches_are_added(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = work(tmp_path, Energy(), sampler=HEUN, batch=4)
-    given.kept[""] = SimpleNamespace(subject={"n": 20, "seconds": 1.0, "sampler": "heun"})  # type: ignore[assignment]
+    given.kept["samples"] = SimpleNamespace(subject={"n": 20, "seconds": 1.0, "sampler": "heun"})  # type: ignore[assignment]
     metric = Cost(warmup=1, batches=3)
     metric.check(given)
     figures = metric(given)

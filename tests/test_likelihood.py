@@ -14,7 +14,8 @@ from models import FITTING, SHAPE, SIGMA_DATA, energy, normal
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ebm.evaluate.likelihood import Flow, bits_per_dim, dequantised, prior_error, rademacher
+from ebm.data.quantum import dequantised
+from ebm.evaluate.likelihood import Flow, bits_per_dim, prior_error, rademacher
 from ebm.randomness import generator
 from launch.metrics.likelihood import Likelihood, summary
 

@@ -101,7 +101,7 @@ def work(folder: Path, images: Tensor, *, held_out: bool = True, flip: bool = Tr
     train, test = (Dataset.open(folder / f"{split}.beton") for split in ("train", "test"))
     return Work(artist=artist, world=World(rank=0, size=1, device=CPU), config=OmegaConf.create({"data": {"flip": flip}}),
                 cfg=OmegaConf.create({"out": str(folder / "out"), "ema": 0}), train=train, held_out=test if held_out else None,
-                n=len(images), batch=8, step=1, checkpoint="x", kept={"": Samples(images=images, subject={})})
+                n=len(images), batch=8, step=1, checkpoint="x", kept={"samples": Samples(images=images, subject={})})
 
 
 def metric(*overrides: str) -> NearestNeighbours:

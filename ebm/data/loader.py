@@ -43,15 +43,6 @@ def flipped(x: Tensor, *, seed: int, step: int, batch: int, rows: slice) -> Tens
     return both.index_select(0, torch.arange(len(x), device=x.device) + len(x) * coins)
 
 
-def dequantised(batches: Iterator[Tensor], *, seed: int, start: int, batch: int, rows: slice) -> Generator[Tensor]:
-    """Batches (b, C, H, W) in [-1, 1] from step ``start`` with noise, uniform over a pixel's quantum, 1/127.5 wide: images of
-    a density (Theis et al. 2016, section 3.1), and not of a comb that a small noise level would show."""
-    with closing(batches):  # type: ignore[type-var]  # they are a generator's
-        for step, x in zip(counting(start), batches, strict=False):
-            source = generator(x.device, seed, "dequantise", step)
-            yield x + (torch.rand(batch, *x.shape[1:], generator=source, device=x.device)[rows] - 0.5) / 127.5
-
-
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A `.beton` file that agrees with its manifest."""

@@ -9,10 +9,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ebm.data.quantum import QUANTUM
 from ebm.samplers.step import ScoreModel
 from ebm.train.precision import Precision
 
-GREY = 1 / 127.5  # one of 255 grey levels in [-1, 1]: what is smaller no image file shows
+GREY = QUANTUM  # what is smaller no image file shows
 
 
 @dataclass(frozen=True, kw_only=True)

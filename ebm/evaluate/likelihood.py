@@ -11,20 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ebm.data.quantum import QUANTUM
 from ebm.randomness import generator
 from ebm.samplers.langevin import sigma_of
 from ebm.samplers.step import ScoreModel
 from ebm.schedule import LogUniform, positive
 
 Array = NDArray[np.float64]
-QUANTUM = 1 / 127.5  # between two neighbouring pixel values in [-1, 1]
-
-
-def dequantised(x: Tensor, *, seed: int, indices: Sequence[int]) -> Tensor:
-    """Pixels (B, C, H, W) in [-1, 1] with noise uniform over a quantum (Theis et al. 2016, section 3.1): the discrete
-    image's log-probability is at least the mean log-density. Image i gets noise made of (seed, i), alike on every device."""
-    v = torch.stack([torch.rand(x.shape[1:], generator=generator("cpu", seed, "dequantise", i)) for i in indices])
-    return x + QUANTUM * (v - 0.5).to(x)
 
 
 def bits_per_dim(nll: Array, *, d: int) -> Array:

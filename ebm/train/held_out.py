@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ebm.data import Dataset
+from ebm.data.quantum import dequantised
 from ebm.diagnose.calibration import calibrate
 from ebm.diagnose.training import USEFUL, unguided
 from ebm.energy import Energy
-from ebm.evaluate.likelihood import dequantised
 from ebm.randomness import generator
 from ebm.samplers.step import ScoreModel
 from ebm.sampling import batches_of

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ebm.data import Dataset
+from ebm.data.quantum import dequantised
 from ebm.energy import Energy
 from ebm.evaluate.density import Normalised, anchors, energies, entropy, gaps, spectrum
-from ebm.evaluate.likelihood import bits_per_dim, dequantised
+from ebm.evaluate.likelihood import bits_per_dim
 from ebm.randomness import generator
 from ebm.samplers.langevin import whole
 from ebm.schedule import LogUniform, NoiseSchedule

@@ -16,7 +16,7 @@ from ebm.evaluate.neighbours import copied, nearest, picture, ratio
 from ebm.evaluate.reference import of_dataset
 from ebm.randomness import generator
 from launch.evaluation import Figures, Rows, Work
-from launch.metrics.quality import real_features
+from launch.metrics.quality import loaded, real_features
 
 BLOCK = 2000  # training images on the device at once
 
@@ -51,11 +51,15 @@ class NearestNeighbours:
         if self.k > work.train.count:
             raise ValueError(f"k: {self.k!r} is not accepted; there are {work.train.count} training images")
         if self.space == "features":
-            self.extractor.load(work.world.device)(work.train.pixels(np.arange(1)))
+            loaded(self.extractor, work)(work.train.pixels(np.arange(1)))
+
+    def inputs(self, work: Work) -> list[str]:
+        """Hash of the file that the figures depend on besides the model, which may change under its name."""
+        return [loaded(self.extractor, work).sha256] if self.space == "features" else []
 
     def __call__(self, work: Work) -> Figures | None:
         """Measures, on every process."""
-        extractor = self.extractor.load(work.world.device) if self.space == "features" else None
+        extractor = loaded(self.extractor, work) if self.space == "features" else None
         known = None if extractor is None else real_features(
             work, extractor, of_dataset(work.train), np.arange(work.train.count), batch=self.batch, cache=self.cache,
             seed=self.seed)

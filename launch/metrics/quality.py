@@ -47,7 +47,7 @@ class Quality:
 
     def check(self, work: Work) -> None:
         """Raises ValueError or OSError for other weights or none, and for images that are too few or of another size."""
-        extractor = self.extractor.load(work.world.device)
+        extractor = loaded(self.extractor, work)
         images = image_set(self.reference, work)
         if images.shape != work.artist.shape:
             raise ValueError(f"reference: images of {images.shape} are not accepted; the run's are {work.artist.shape}")
@@ -57,7 +57,7 @@ class Quality:
 
     def inputs(self, work: Work) -> list[str]:
         """Hashes of the files that the figures depend on besides the model, which may change under their names."""
-        return [self.extractor.load(work.world.device).sha256, image_set(self.reference, work).sha256]
+        return [loaded(self.extractor, work).sha256, image_set(self.reference, work).sha256]
 
     def indices(self, images: ImageSet) -> NDArray[np.int64]:
         """Which of the reference images are taken."""
@@ -68,7 +68,7 @@ class Quality:
 
     def __call__(self, work: Work) -> Figures | None:
         """Measures, on every process."""
-        extractor, samples = self.extractor.load(work.world.device), work.samples()
+        extractor, samples = loaded(self.extractor, work), work.samples()
         images = image_set(self.reference, work)
         indices = self.indices(images)
         reference = real_features(work, extractor, images, indices, batch=self.batch, cache=self.cache, seed=self.seed)
@@ -96,6 +96,11 @@ class Quality:
         return Figures(values=values, measure=measure, details=details)
 
 
+def loaded(source: Source, work: Work) -> Extractor:
+    """The network of an extractor's config, on this process's device."""
+    return work.once(repr(source), lambda: source.load(work.world.device))
+
+
 def image_set(reference: str, work: Work) -> ImageSet:
     """The run's training images, its held-out ones, or those at a path; raises ValueError or OSError without them."""
     if reference == "train":
@@ -105,7 +110,7 @@ def image_set(reference: str, work: Work) -> ImageSet:
             raise ValueError("reference: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
         return of_dataset(work.held_out)
     try:
-        return read(reference, size=work.artist.shape[1])
+        return work.once(f"images {reference}", lambda: read(reference, size=work.artist.shape[1]))
     except (ValueError, OSError) as error:
         raise type(error)(f"reference: {error}; train, held_out, or the path of a .beton, .npz or folder") from error
 
