@@ -15,7 +15,6 @@ from torch import Tensor
 from ebm.nets import fused
 from ebm.nets.fused import norm, norm_silu
 from ebm.nets.layers import GroupNorm
-from ebm.nets.twice import Wanted
 
 ROOT = Path(__file__).resolve().parents[1]
 built = pytest.mark.skipif(not fused.LOADED, reason="the kernel is not built; python tools/build_kernels.py")
@@ -187,11 +186,17 @@ def test_the_network_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @built
-def test_where_no_second_derivative_follows_it_is_not_used() -> None:
-    x = torch.zeros(1, 8, 2, 2)
-    assert fused.takes(x)
-    with Wanted.only_inputs(coefficients=False, second=False):
-        assert not fused.takes(x)
+@pytest.mark.parametrize("silu", [True, False])
+def test_gradients_are_the_same_whether_or_not_they_are_differentiated_in_turn(silu: bool) -> None:
+    torch.manual_seed(0)
+    x, g = torch.randn(2, 32, 4, 4, requires_grad=True), torch.randn(2, 32, 4, 4)
+    weight, bias = (torch.randn(2, 32, requires_grad=True) for _ in range(2))
+    y = fused.Norm.apply(x, weight, bias, 2, 1e-5, silu)
+    alone = torch.autograd.grad(y, (x, weight, bias), g, retain_graph=True)
+    graph = torch.autograd.grad(y, (x, weight, bias), g, create_graph=True)
+    assert all(torch.equal(one, other) for one, other in zip(alone, graph, strict=True))
+    assert all(one.requires_grad for one in graph)
+    assert not any(one.requires_grad for one in alone)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -52,8 +52,8 @@ LOADED = load()
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernel is what to use for x (B, C, H, W): where no second derivative follows, PyTorch's own are as fast."""
-    return LOADED and Wanted.second and not is_compiling() and x.device.type == "cpu" and x.dtype in TYPES
+    """Whether the kernel can work on x (B, C, H, W)."""
+    return LOADED and not is_compiling() and x.device.type == "cpu" and x.dtype in TYPES
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
@@ -75,18 +75,16 @@ class Norm(Function):
     """u = weight · x̂ + bias, or silu(u), with coefficients (B, C) in float32, whatever x's type."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.settings = groups, eps, silu
         y: Tensor = torch.ops.ebm.norm_silu(x, weight, bias, groups, eps, silu)
         return y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, *ctx.settings = inputs
-        ctx.save_for_backward(x, weight, bias)
-
-    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw, db = NormBackward.apply(g, *ctx.saved_tensors, *ctx.settings)
+        way = NormBackward.apply if torch.is_grad_enabled() else torch.ops.ebm.norm_silu_backward
+        dx, dw, db = way(g, *ctx.saved_tensors, *ctx.settings)
         return dx, *((dw, db) if Wanted.coefficients else (None, None)), None, None, None
 
 
@@ -95,16 +93,13 @@ class NormBackward(Function):
 
     @staticmethod
     def forward(
-        g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.ebm.norm_silu_backward(g, x, weight, bias, groups, eps, silu)
-        return gradients
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        g, x, weight, bias, *ctx.settings = inputs
         ctx.save_for_backward(g, x, weight, bias)
         ctx.set_materialize_grads(False)
+        ctx.settings = groups, eps, silu
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.ebm.norm_silu_backward(g, x, weight, bias, groups, eps, silu)
+        return gradients
 
     @staticmethod
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:

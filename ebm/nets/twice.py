@@ -79,7 +79,7 @@ def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tens
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
     """2-D convolution of x (B, C, H, W) with weight (C', C, k, k) and bias (C',), as torch.nn.functional.conv2d."""
-    if is_compiling() or not Wanted.second:
+    if is_compiling() or not (Wanted.second and torch.is_grad_enabled()):
         return F.conv2d(x, weight, bias, stride, padding)
     x, weight, bias = lowered(x, weight, bias)
     return Convolution.apply(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
@@ -110,35 +110,30 @@ class Convolution(Function):
     """y = x * weight + bias."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-        return F.conv2d(x, weight, bias, stride, padding)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, ctx.stride, ctx.padding = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias = bias is not None
+        ctx.bias, ctx.stride, ctx.padding = bias is not None, stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needed, parameters = ctx.needs_input_grad, Wanted.parameters
         mask = (needed[0], needed[1] and parameters, ctx.bias and needed[2] and parameters)
-        return *ConvolutionBackward.apply(g, x, weight, ctx.stride, ctx.padding, mask), None, None
+        return *convolution_gradients(g.contiguous(), x, weight, ctx.stride, ctx.padding, mask), None, None
 
 
 class ConvolutionBackward(Function):
     """Gradients (dx, dweight, dbias) of a convolution at g (B, C', H', W'), where the mask asks for them."""
 
     @staticmethod
-    def forward(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask) -> tuple[Tensor | None, ...]:
-        return gradients(g, x, weight, stride, padding, mask)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        g, x, weight, ctx.stride, ctx.padding, _ = inputs
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask
+    ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(g, x, weight)
         ctx.set_materialize_grads(False)
+        ctx.stride, ctx.padding = stride, padding
+        return gradients(g, x, weight, stride, padding, mask)
 
     @staticmethod
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -149,10 +144,18 @@ class ConvolutionBackward(Function):
             dg = dg if vw is None else dg + convolution(x, vw, None, stride=ctx.stride, padding=ctx.padding)
             dg = dg if vb is None else dg + vb[:, None, None]
         if vw is not None and ctx.needs_input_grad[1]:
-            dx = ConvolutionBackward.apply(g, x, vw, ctx.stride, ctx.padding, (True, False, False))[0]
+            dx = convolution_gradients(g, x, vw, ctx.stride, ctx.padding, (True, False, False))[0]
         if vx is not None and ctx.needs_input_grad[2]:
-            dw = ConvolutionBackward.apply(g, vx, weight, ctx.stride, ctx.padding, (False, True, False))[1]
+            dw = convolution_gradients(g, vx, weight, ctx.stride, ctx.padding, (False, True, False))[1]
         return dg, dx, dw, None, None, None
+
+
+def convolution_gradients(
+    g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a convolution, which are differentiable in turn where gradients are enabled."""
+    way = ConvolutionBackward.apply if torch.is_grad_enabled() else gradients  # the former takes time even where it needn't
+    return way(g, x, weight, stride, padding, mask)
 
 
 def gradients(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask) -> tuple[Tensor | None, ...]:
@@ -194,13 +197,10 @@ class NormSiLU(Function):
     """silu(u), with u as in `Normal`."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        return F.silu(Normal(x, weight, bias, groups, eps).u, inplace=True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, ctx.groups, ctx.eps = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight, bias)  # u is made again: kept, it would take half as much memory on top
+        ctx.groups, ctx.eps = groups, eps
+        return F.silu(Normal(x, weight, bias, groups, eps).u, inplace=True)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -212,15 +212,15 @@ class NormSiLUBackward(Function):
     """Gradients (dx, dweight, dbias) of `NormSiLU` at g (B, C, H, W)."""
 
     @staticmethod
-    def forward(g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         normal = Normal(x, weight, bias, groups, eps)
-        return normal.backward(aten.silu_backward(g, normal.u), weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        g, x, weight, bias, ctx.groups, ctx.eps = inputs
-        ctx.save_for_backward(g, x, weight, bias, *output[1:])
+        dx, du_x, du_1 = normal.backward(aten.silu_backward(g, normal.u), weight)
+        ctx.save_for_backward(g, x, weight, bias, du_x, du_1)
         ctx.set_materialize_grads(False)
+        ctx.groups, ctx.eps = groups, eps
+        return dx, du_x, du_1
 
     @staticmethod
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
