@@ -25,7 +25,8 @@ class Wanted:
 
     ``parameters``: gradients in a convolution's parameters, by the backward pass that runs: a Function of Python is not told.
     ``coefficients``: gradients in the weight and bias of `norm_silu`, which may be made of the noise level.
-    ``second``: derivatives of derivatives; where there are none, PyTorch's own kernels take less time and more memory.
+    ``second``: derivatives of derivatives; where there are none, PyTorch's own kernels take less time than
+    what is written out here, and more memory.
     """
 
     parameters = True
@@ -120,7 +121,8 @@ class Convolution(Function):
         x, weight = ctx.saved_tensors
         needed, parameters = ctx.needs_input_grad, Wanted.parameters
         mask = (needed[0], needed[1] and parameters, ctx.bias and needed[2] and parameters)
-        return *convolution_gradients(g.contiguous(), x, weight, ctx.stride, ctx.padding, mask), None, None
+        g = g.contiguous()  # a slice, where it comes from torch.cat: copied once, not again in each gradient of this gradient
+        return *convolution_gradients(g, x, weight, ctx.stride, ctx.padding, mask), None, None
 
 
 class ConvolutionBackward(Function):
