@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ebm.nets import convolution as convolutions
 from ebm.nets import twice
-from ebm.nets.twice import convolution, input_gradient, joint_gradient, norm_silu
+from ebm.nets.convolution import convolution
+from ebm.nets.twice import input_gradient, joint_gradient, norm_silu
 
 
 def randn(*shape: int) -> Tensor:
@@ -24,6 +26,33 @@ def test_convolution_has_the_derivatives_of_finite_differences(stride: int) -> N
     inputs = randn(2, 3, 5, 5), randn(4, 3, 3, 3), randn(4)
     assert torch.autograd.gradgradcheck(lambda *a: convolution(*a, stride=stride, padding=1), inputs)
     assert torch.autograd.gradcheck(lambda *a: convolution(*a, stride=stride, padding=1), inputs)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "turned"), [
+    ((2, 32, 8, 32), (40, 32, 3, 3), 1, True), ((1, 33, 40, 33), (32, 33, 5, 5), 1, True),
+    ((1, 32, 32, 32), (32, 32, 3, 3), 2, False), ((1, 32, 32, 16), (32, 32, 3, 3), 1, False),
+    ((1, 8, 32, 32), (32, 8, 3, 3), 1, False), ((1, 32, 32, 32), (32, 32, 1, 1), 1, False),
+], ids=str)
+def test_gradients_of_a_convolution_turned_round_or_not_are_those_of_float64(
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: int, turned: bool
+) -> None:
+    torch.manual_seed(0)
+    padding = kernel[2] // 2
+    inputs = [torch.randn(shape, requires_grad=True) for shape in (size, kernel, kernel[:1])]
+    assert convolutions.turned_round(*inputs[:2], stride, padding) == turned
+    g, v = torch.randn_like(convolution(*inputs, stride=stride, padding=padding)), torch.randn(size)
+    seen = []
+    for dtype, way in ((torch.float32, convolution), (torch.float64, F.conv2d)):
+        x, weight, bias, to, along = (one.detach().to(dtype).requires_grad_() for one in (*inputs, g, v))
+        y = way(x, weight, bias, stride=stride, padding=padding)
+        first = torch.autograd.grad(y, (x, weight, bias), to, create_graph=True)
+        second = torch.autograd.grad(first[0], (to, weight), along, retain_graph=True)
+        seen.append((*first, *second))
+    for name, ours, true in zip(("dx", "dweight", "dbias", "dg", "dweight of the second"), *seen, strict=True):
+        assert (ours - true).abs().max() < 1e-5 * true.abs().max(), name
+    with torch.no_grad():
+        alone = input_gradient(lambda x: (convolution(x, *inputs[1:], stride=stride, padding=padding) * g).sum(), inputs[0])
+    assert (alone - seen[1][0]).abs().max() < 1e-5 * seen[1][0].abs().max()
 
 
 def test_norm_silu_has_the_derivatives_of_finite_differences() -> None:
@@ -45,7 +74,8 @@ def test_a_loss_on_the_gradient_has_the_composites_gradients(compiling: bool, mo
     x, kernel, weight, bias = torch.randn(2, 3, 4, 4, dtype=torch.float64), randn(8, 3, 3, 3), randn(2, 8), randn(2, 8)
     truth = torch.autograd.grad(composite(F.conv2d(x := x.requires_grad_(), kernel, padding=1), weight, bias).square().sum(), x,
                                 create_graph=True)[0]
-    monkeypatch.setattr(twice, "is_compiling", lambda: compiling)
+    for module in (twice, convolutions):
+        monkeypatch.setattr(module, "is_compiling", lambda: compiling)
     ours = input_gradient(
         lambda y: norm_silu(convolution(y, kernel, None, stride=1, padding=1), weight, bias, groups=2, eps=1e-5).square().sum(),
         x.detach())
@@ -56,13 +86,13 @@ def test_a_loss_on_the_gradient_has_the_composites_gradients(compiling: bool, mo
 
 def test_an_input_gradient_computes_no_gradients_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = []
-    gradients = twice.gradients
+    gradients = convolutions.gradients
 
     def seen(*args: object) -> object:
         masks.append(args[-1])
         return gradients(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(twice, "gradients", seen)
+    monkeypatch.setattr(convolutions, "gradients", seen)
     kernel = randn(4, 3, 3, 3)
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     input_gradient(lambda y: convolution(y, kernel, None, stride=1, padding=1).square().sum(), x)
@@ -82,8 +112,8 @@ def test_a_joint_gradient_is_that_of_each_input_and_needs_no_convolutions_parame
     y, level = x.clone().requires_grad_(), sigma.clone().requires_grad_()
     truth = torch.autograd.grad(f(y, level).sum(), (y, level), create_graph=True)
     masks = []
-    gradients = twice.gradients
-    monkeypatch.setattr(twice, "gradients", lambda *args: masks.append(args[-1]) or gradients(*args))
+    gradients = convolutions.gradients
+    monkeypatch.setattr(convolutions, "gradients", lambda *args: masks.append(args[-1]) or gradients(*args))
     value, *ours = joint_gradient(f, x, sigma)
     assert masks == [(True, False, False)]
     torch.testing.assert_close((value, *ours), (f(x, sigma), *truth))

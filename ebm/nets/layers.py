@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ebm.nets.convolution import convolution
 from ebm.nets.fused import norm, norm_silu
-from ebm.nets.twice import convolution
 
 
 class NoiseEmbedding(nn.Module):

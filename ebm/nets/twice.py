@@ -1,8 +1,8 @@
-"""Convolution, and group norm with SiLU, with second derivatives written out: score losses differentiate gradients.
+"""Gradients in a network's inputs, and group norm with SiLU with its second derivative written out: score losses
+differentiate gradients.
 
-PyTorch derives the second derivative of group_norm operation by operation, and a convolution's weight gradient in it as
-another convolution whose kernel is as large as the image; on a CPU that took a third of an energy's training step.
-A third derivative raises RuntimeError.
+PyTorch derives the second derivative of group_norm operation by operation; on a CPU that took a fifth of an energy's
+training step. A third derivative raises RuntimeError.
 """
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 aten = torch.ops.aten
-Mask = tuple[bool, bool, bool]
 
 
 class Wanted:
@@ -78,14 +77,6 @@ def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tens
     return value if differentiable else value.detach(), along_y, along_sigma
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
-    """2-D convolution of x (B, C, H, W) with weight (C', C, k, k) and bias (C',), as torch.nn.functional.conv2d."""
-    if is_compiling() or not (Wanted.second and torch.is_grad_enabled()):
-        return F.conv2d(x, weight, bias, stride, padding)
-    x, weight, bias = lowered(x, weight, bias)
-    return Convolution.apply(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
-
-
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
     """silu(weight · x̂ + bias) of x (B, C, H, W) normalised over its groups of channels; weight and bias are (B, C)."""
     if is_compiling():
@@ -96,75 +87,6 @@ def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: floa
         return F.silu(F.group_norm(x.view(1, -1, *x.shape[2:]), len(x) * groups, weight.reshape(-1), bias.reshape(-1), eps)
                       .view_as(x))
     return NormSiLU.apply(x, weight, bias, groups, eps)  # type: ignore[no-any-return]
-
-
-def lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors in autocast's precision, where it is on: a Function's inputs are kept as they come in."""
-    kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast on meta tensors to ask about
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-class Convolution(Function):
-    """y = x * weight + bias."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.stride, ctx.padding = bias is not None, stride, padding
-        return F.conv2d(x, weight, bias, stride, padding)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needed, parameters = ctx.needs_input_grad, Wanted.parameters
-        mask = (needed[0], needed[1] and parameters, ctx.bias and needed[2] and parameters)
-        g = g.contiguous()  # a slice, where it comes from torch.cat: copied once, not again in each gradient of this gradient
-        return *convolution_gradients(g, x, weight, ctx.stride, ctx.padding, mask), None, None
-
-
-class ConvolutionBackward(Function):
-    """Gradients (dx, dweight, dbias) of a convolution at g (B, C', H', W'), where the mask asks for them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask
-    ) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(g, x, weight)
-        ctx.set_materialize_grads(False)
-        ctx.stride, ctx.padding = stride, padding
-        return gradients(g, x, weight, stride, padding, mask)
-
-    @staticmethod
-    def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
-        g, x, weight = ctx.saved_tensors
-        dg = dx = dw = None
-        if ctx.needs_input_grad[0]:
-            dg = torch.zeros_like(g) if vx is None else convolution(vx, weight, None, stride=ctx.stride, padding=ctx.padding)
-            dg = dg if vw is None else dg + convolution(x, vw, None, stride=ctx.stride, padding=ctx.padding)
-            dg = dg if vb is None else dg + vb[:, None, None]
-        if vw is not None and ctx.needs_input_grad[1]:
-            dx = convolution_gradients(g, x, vw, ctx.stride, ctx.padding, (True, False, False))[0]
-        if vx is not None and ctx.needs_input_grad[2]:
-            dw = convolution_gradients(g, vx, weight, ctx.stride, ctx.padding, (False, True, False))[1]
-        return dg, dx, dw, None, None, None
-
-
-def convolution_gradients(
-    g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask
-) -> tuple[Tensor | None, ...]:
-    """Gradients of a convolution, which are differentiable in turn where gradients are enabled."""
-    way = ConvolutionBackward.apply if torch.is_grad_enabled() else gradients  # the former takes time even where it needn't
-    return way(g, x, weight, stride, padding, mask)
-
-
-def gradients(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask) -> tuple[Tensor | None, ...]:
-    """PyTorch's own gradients of a convolution."""
-    result: tuple[Tensor | None, ...] = aten.convolution_backward(
-        g, x, weight, [weight.shape[0]], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask)
-    return tuple(one if wanted else None for one, wanted in zip(result, mask, strict=True))
 
 
 class Normal:
