@@ -7,8 +7,9 @@ from models import NETWORKS, SHAPE, normal
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from ebm.nets.attention import Attention
 from ebm.nets.cnn import CNN
-from ebm.nets.layers import Attention, GroupNorm, Modulation, NoiseEmbedding
+from ebm.nets.layers import GroupNorm, Modulation, NoiseEmbedding
 from ebm.nets.unet import UNet
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from ebm.nets.twice import Wanted
@@ -20,7 +19,7 @@ Mask = tuple[bool, bool, bool]
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
     """2-D convolution of x (B, C, H, W) with weight (C', C, k, k) and bias (C',), as torch.nn.functional.conv2d."""
-    if is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.conv2d(x, weight, bias, stride, padding)
     x, weight, bias = lowered(x, weight, bias)
     if not Wanted.second and not turned_round(x, weight, stride, padding):

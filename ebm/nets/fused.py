@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from ebm.nets import twice
@@ -53,7 +52,7 @@ LOADED = load()
 
 def takes(x: Tensor) -> bool:
     """Whether the kernel can work on x (B, C, H, W)."""
-    return LOADED and not is_compiling() and x.device.type == "cpu" and x.dtype in TYPES
+    return LOADED and not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in TYPES
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:

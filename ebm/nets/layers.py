@@ -73,28 +73,6 @@ class GroupNorm(nn.GroupNorm):
         return norm_silu(h, weight, bias, groups=self.num_groups, eps=self.eps)
 
 
-class Attention(nn.Module):
-    """Self-attention over pixels with a residual; written out, since fused kernels have no second derivative."""
-
-    def __init__(self, channels: int, *, head_width: int = 64) -> None:
-        super().__init__()
-        if channels % min(head_width, channels):
-            raise ValueError(f"width: {channels} channels don't divide into attention heads of {head_width}")
-        self.heads = max(1, channels // head_width)
-        self.norm = GroupNorm(channels)
-        self.qkv = Conv2d(channels, 3 * channels, 1, bias=False)  # a bias on keys has no gradient through softmax
-        self.out = zero(Conv2d(channels, channels, 1))
-
-    def forward(self, h: Tensor) -> Tensor:
-        batch, channels, height, width = h.shape
-        qkv = self.qkv(self.norm(h)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = qkv.unbind(1)  # each (B, heads, channels/heads, H·W)
-        q = q / math.sqrt(q.shape[2])  # before the product, which could leave float16's range
-        weight = (q.transpose(-1, -2) @ k).softmax(dim=-1)
-        out: Tensor = h + self.out((v @ weight.transpose(-1, -2)).reshape(h.shape))
-        return out
-
-
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer with its parameters at zero, so that what it closes starts as the identity."""
     for parameter in layer.parameters():

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 aten = torch.ops.aten
@@ -46,7 +45,7 @@ class Wanted:
 
 def input_gradient(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
     """∇f(y), of y's shape, for a scalar f; differentiable in turn where gradients are enabled."""
-    if is_compiling():
+    if torch.compiler.is_compiling():
         traced: Tensor = torch.func.grad(f)(y)  # the only way that torch.compile can trace
         return traced
     differentiable = torch.is_grad_enabled()
@@ -60,7 +59,7 @@ def input_gradient(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
 def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """f (B,), ∂f/∂y (B, C, H, W) and ∂f/∂σ (B,) for one f of each image and its σ (B,), all from one backward pass;
     differentiable in turn where gradients are enabled."""
-    if is_compiling():
+    if torch.compiler.is_compiling():
         def total(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             value = f(y, sigma)
             return value.sum(), value
@@ -79,7 +78,7 @@ def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tens
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
     """silu(weight · x̂ + bias) of x (B, C, H, W) normalised over its groups of channels; weight and bias are (B, C)."""
-    if is_compiling():
+    if torch.compiler.is_compiling():
         normal = F.group_norm(x, groups, eps=eps).to(x.dtype)
         return F.silu(torch.addcmul(bias.to(x.dtype)[:, :, None, None], normal, weight.to(x.dtype)[:, :, None, None]))
     x, weight, bias = x.contiguous(), weight.to(x.dtype), bias.to(x.dtype)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebm.nets.layers import Attention, Conv2d, GroupNorm, Modulation, NoiseEmbedding, zero
+from ebm.nets.attention import Attention
+from ebm.nets.layers import Conv2d, GroupNorm, Modulation, NoiseEmbedding, zero
 
 
 class Block(nn.Module):
