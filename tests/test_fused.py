@@ -181,8 +181,26 @@ def test_the_network_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(fused, "takes", lambda x: asked.append(x))
     layer, h = GroupNorm(16), torch.zeros(1, 16, 2, 2)
-    layer(h), layer.silu(h)
-    assert [one is h for one in asked] == [True, True]
+    layer(h), layer.silu(h), layer.beside(h, silu=True)
+    assert [one is h for one in asked] == [True] * 3
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("silu", [True, False])
+def test_what_goes_around_the_norm_is_added_to_its_gradients(silu: bool, dtype: torch.dtype) -> None:
+    one, seen = case((3, 12, 5, 7), dtype), []
+    for kind in (one, one.to(torch.float64, torch.float64)):
+        weight, bias = (kind.weight, kind.bias) if silu else (kind.weight[0], kind.bias[0])
+        same, y = fused.beside(kind.x, weight, bias, groups=3, eps=1e-5, silu=silu)
+        assert torch.equal(same, kind.x)
+        product = y * kind.g + same.square() * kind.vx  # the residual's way is not linear, so both have second derivatives
+        dx, = torch.autograd.grad(product.sum(), kind.x, create_graph=True)
+        dxx, dg, dv, dw = torch.autograd.grad(dx.pow(2).sum(), (kind.x, kind.g, kind.vx, kind.weight))
+        seen.append((dx, dxx, dg, dv, dw, *torch.autograd.grad(same.sum(), kind.x)))
+    for name, ours, true in zip(("dx", "dx of the second", "dg", "dv", "dweight", "dx of x alone"), *seen, strict=True):
+        rounding = 2**-5 if dtype == torch.bfloat16 else 1e-5
+        assert (ours.double() - true).abs().max() <= rounding * true.abs().max(), name
 
 
 @built
@@ -191,7 +209,7 @@ def test_gradients_are_the_same_whether_or_not_they_are_differentiated_in_turn(s
     torch.manual_seed(0)
     x, g = torch.randn(2, 32, 4, 4, requires_grad=True), torch.randn(2, 32, 4, 4)
     weight, bias = (torch.randn(2, 32, requires_grad=True) for _ in range(2))
-    y = fused.Norm.apply(x, weight, bias, 2, 1e-5, silu)
+    _, y = fused.Norm.apply(x, weight, bias, 2, 1e-5, silu)
     alone = torch.autograd.grad(y, (x, weight, bias), g, retain_graph=True)
     graph = torch.autograd.grad(y, (x, weight, bias), g, create_graph=True)
     assert all(torch.equal(one, other) for one, other in zip(alone, graph, strict=True))

@@ -30,7 +30,8 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         batch, channels, height, width = h.shape
-        qkv = self.qkv(self.norm(h)).view(batch, 3, self.heads, channels // self.heads, height * width)
+        h, normal = self.norm.beside(h, silu=False)
+        qkv = self.qkv(normal).view(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = (one.flatten(0, 1) for one in qkv.unbind(1))  # each (B · heads, channels/heads, H · W)
         q = q / math.sqrt(q.shape[1])  # before the product, which could leave float16's range
         out: Tensor = h + self.out(attend(q, k, v).view(h.shape))

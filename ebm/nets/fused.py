@@ -57,49 +57,60 @@ def takes(x: Tensor) -> bool:
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
     """silu(weight · x̂ + bias) of x (B, C, H, W) normalised over its groups of channels; weight and bias are (B, C)."""
-    if takes(x):
-        return Norm.apply(x, weight.float(), bias.float(), groups, eps, True)  # type: ignore[no-any-return]
-    return twice.norm_silu(x, weight, bias, groups=groups, eps=eps)
+    return beside(x, weight, bias, groups=groups, eps=eps, silu=True)[1]
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
     """weight · x̂ + bias of x (B, C, H, W) normalised over its groups of channels; weight and bias are (C,)."""
+    return beside(x, weight, bias, groups=groups, eps=eps, silu=False)[1]
+
+
+def beside(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
+    """x for a residual's other way, and its `norm` or `norm_silu`: the gradients of both are added up as they are made."""
     if takes(x):
         weight, bias = (one.float().expand(len(x), -1) for one in (weight, bias))
-        return Norm.apply(x, weight, bias, groups, eps, False)  # type: ignore[no-any-return]
-    return F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+        return Norm.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-any-return]
+    if silu:
+        return x, twice.norm_silu(x, weight, bias, groups=groups, eps=eps)
+    return x, F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 class Norm(Function):
-    """u = weight · x̂ + bias, or silu(u), with coefficients (B, C) in float32, whatever x's type."""
+    """x itself, and u = weight · x̂ + bias, or silu(u), with coefficients (B, C) in float32, whatever x's type."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weight, bias)
+        ctx.set_materialize_grads(False)
         ctx.settings = groups, eps, silu
-        y: Tensor = torch.ops.ebm.norm_silu(x, weight, bias, groups, eps, silu)
-        return y
+        return x, torch.ops.ebm.norm_silu(x, weight, bias, groups, eps, silu)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, around: Tensor | None, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return around, *[None] * 5
         way = NormBackward.apply if torch.is_grad_enabled() else torch.ops.ebm.norm_silu_backward
-        dx, dw, db = way(g, *ctx.saved_tensors, *ctx.settings)
+        dx, dw, db = way(g, *ctx.saved_tensors, around, *ctx.settings)
         return dx, *((dw, db) if Wanted.coefficients else (None, None)), None, None, None
 
 
 class NormBackward(Function):
-    """Gradients (dx, dweight, dbias) of `Norm` at g (B, C, H, W)."""
+    """Gradients (dx, dweight, dbias) of `Norm` at g (B, C, H, W), dx on top of the gradient that comes around it."""
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, around: Tensor | None, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(g, x, weight, bias)
         ctx.set_materialize_grads(False)
         ctx.settings = groups, eps, silu
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.ebm.norm_silu_backward(g, x, weight, bias, groups, eps, silu)
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.ebm.norm_silu_backward(
+            g, x, weight, bias, around, groups, eps, silu)
         return gradients
 
     @staticmethod
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *torch.ops.ebm.norm_silu_second(*ctx.saved_tensors, vx, vw, vb, *ctx.settings), None, None, None
+        second = torch.ops.ebm.norm_silu_second(*ctx.saved_tensors, vx, vw, vb, *ctx.settings)
+        return *second, vx if ctx.needs_input_grad[4] else None, None, None, None

@@ -103,10 +103,11 @@ INLINE void forward(const T* __restrict__ x, const float* weight, const float* b
   }
 }
 
-// Gradients of ⟨g, y⟩ of one group; kept: room for its numbers
+// Gradients of ⟨g, y⟩ of one group, that in x on top of what comes to x another way (around, if not null);
+// kept: room for its numbers
 template <typename T, bool silu>
 INLINE void backward(const T* __restrict__ g, const T* __restrict__ x, const float* weight, const float* bias,
-                     T* __restrict__ dx, float* dweight, float* dbias, float* __restrict__ kept, Shape shape) {
+                     const T* __restrict__ around, T* __restrict__ dx, float* dweight, float* dbias, float* __restrict__ kept, Shape shape) {
   const auto [mean, rstd] = moments(x, shape);
   float along_1 = 0, along_x = 0;
   for (Size c = 0; c < shape.channels; ++c) {
@@ -132,7 +133,12 @@ INLINE void backward(const T* __restrict__ g, const T* __restrict__ x, const flo
     const float* __restrict__ dus = kept + c * shape.pixels;
     T* __restrict__ dxs = dx + c * shape.pixels;
     const float on_du = weight[c] * rstd;
-    for (Size i = 0; i < shape.pixels; ++i) store(dxs[i], on_du * dus[i] + (on_x * load(xs[i]) + level));
+    if (around == nullptr) {
+      for (Size i = 0; i < shape.pixels; ++i) store(dxs[i], on_du * dus[i] + (on_x * load(xs[i]) + level));
+    } else {
+      const T* __restrict__ others = around + c * shape.pixels;
+      for (Size i = 0; i < shape.pixels; ++i) store(dxs[i], on_du * dus[i] + (on_x * load(xs[i]) + level) + load(others[i]));
+    }
   }
 }
 
@@ -319,16 +325,19 @@ Tensor norm_silu(const Tensor& x, const Tensor& weight, const Tensor& bias, Size
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_silu_backward(const Tensor& g, const Tensor& x, const Tensor& weight,
-                                                      const Tensor& bias, Size count, double eps, bool with_silu) {
+                                                      const Tensor& bias, const std::optional<Tensor>& around, Size count,
+                                                      double eps, bool with_silu) {
   const Groups groups(x, weight, bias, count, eps);
   const Tensor gs = groups.numbers(g), xs = groups.numbers(x), ws = groups.coefficients(weight), bs = groups.coefficients(bias);
   const Tensor dx = groups.result(), dw = groups.sums(), db = groups.sums();
+  const Tensor others = around.has_value() ? groups.numbers(*around) : Tensor();
   typed(groups, with_silu, [&](auto* type, auto choice) {
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr bool silu = decltype(choice)::value;
     groups.each(1, [&](Size i, Size c, Shape shape, float* kept, float*) {
-      run<backward<T, silu>>(data<T>(gs) + i, data<T>(xs) + i, data<float>(ws) + c, data<float>(bs) + c, data<T>(dx) + i,
-                data<float>(dw) + c, data<float>(db) + c, kept, shape);
+      const T* other = others.defined() ? data<T>(others) + i : nullptr;
+      run<backward<T, silu>>(data<T>(gs) + i, data<T>(xs) + i, data<float>(ws) + c, data<float>(bs) + c, other,
+                data<T>(dx) + i, data<float>(dw) + c, data<float>(db) + c, kept, shape);
     });
   });
   return {dx, dw, db};
@@ -357,8 +366,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_silu_second(
 
 TORCH_LIBRARY(ebm, library) {
   library.def("norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> Tensor");
-  library.def("norm_silu_backward(Tensor g, Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu)"
-              " -> (Tensor dx, Tensor dweight, Tensor dbias)");
+  library.def("norm_silu_backward(Tensor g, Tensor x, Tensor weight, Tensor bias, Tensor? around, int groups, float eps,"
+              " bool silu) -> (Tensor dx, Tensor dweight, Tensor dbias)");
   library.def("norm_silu_second(Tensor g, Tensor x, Tensor weight, Tensor bias, Tensor? vx, Tensor? vw, Tensor? vb,"
               " int groups, float eps, bool silu) -> (Tensor dg, Tensor dx, Tensor dweight, Tensor dbias)");
 }

@@ -24,7 +24,8 @@ class Block(nn.Module):
         self.attention = Attention(after) if attention else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        inner = self.conv1(self.norm1.silu(h))
+        h, inner = self.norm1.beside(h, silu=True)
+        inner = self.conv1(inner)
         inner = self.conv2(self.norm2.silu(inner, *self.modulation.coefficients(embedding)))
         out: Tensor = self.attention(self.skip(h) + inner)
         return out
