@@ -82,15 +82,16 @@ class Norm(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, weight, bias)
+        y, moments = torch.ops.ebm.norm_silu(x, weight, bias, groups, eps, silu)
+        ctx.save_for_backward(x, weight, bias, moments)
         ctx.set_materialize_grads(False)
-        ctx.settings = groups, eps, silu
-        return x, torch.ops.ebm.norm_silu(x, weight, bias, groups, eps, silu)
+        ctx.settings = groups, silu
+        return x, y
 
     @staticmethod
     def backward(ctx: Any, around: Tensor | None, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if g is None:
-            return around, *[None] * 5
+            return around, None, None, None, None, None
         way = NormBackward.apply if torch.is_grad_enabled() else torch.ops.ebm.norm_silu_backward
         dx, dw, db = way(g, *ctx.saved_tensors, around, *ctx.settings)
         return dx, *((dw, db) if Wanted.coefficients else (None, None)), None, None, None
@@ -101,16 +102,17 @@ class NormBackward(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, around: Tensor | None, groups: int, eps: float, silu: bool
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, around: Tensor | None, groups: int,
+        silu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(g, x, weight, bias)
+        ctx.save_for_backward(g, x, weight, bias, moments)
         ctx.set_materialize_grads(False)
-        ctx.settings = groups, eps, silu
+        ctx.settings = groups, silu
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.ebm.norm_silu_backward(
-            g, x, weight, bias, around, groups, eps, silu)
+            g, x, weight, bias, moments, around, groups, silu)
         return gradients
 
     @staticmethod
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
         second = torch.ops.ebm.norm_silu_second(*ctx.saved_tensors, vx, vw, vb, *ctx.settings)
-        return *second, vx if ctx.needs_input_grad[4] else None, None, None, None
+        return *second, None, vx if ctx.needs_input_grad[5] else None, None, None

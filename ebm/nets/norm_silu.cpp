@@ -90,10 +90,11 @@ INLINE Moments moments(const T* __restrict__ x, Shape shape) {
   return {mean, 1.f / std::sqrt(squares / shape.count() + shape.eps)};
 }
 
-// y of one group
+// y and the moments of one group
 template <typename T, bool silu>
-INLINE void forward(const T* __restrict__ x, const float* weight, const float* bias, T* __restrict__ y, Shape shape) {
-  const auto [mean, rstd] = moments(x, shape);
+INLINE void forward(const T* __restrict__ x, const float* weight, const float* bias, T* __restrict__ y, Moments* found,
+                    Shape shape) {
+  const auto [mean, rstd] = *found = moments(x, shape);
   for (Size c = 0; c < shape.channels; ++c, x += shape.pixels, y += shape.pixels) {
     const float a = weight[c] * rstd, b = bias[c] - a * mean;
     for (Size i = 0; i < shape.pixels; ++i) {
@@ -107,8 +108,9 @@ INLINE void forward(const T* __restrict__ x, const float* weight, const float* b
 // kept: room for its numbers
 template <typename T, bool silu>
 INLINE void backward(const T* __restrict__ g, const T* __restrict__ x, const float* weight, const float* bias,
-                     const T* __restrict__ around, T* __restrict__ dx, float* dweight, float* dbias, float* __restrict__ kept, Shape shape) {
-  const auto [mean, rstd] = moments(x, shape);
+                     const Moments* found, const T* __restrict__ around, T* __restrict__ dx, float* dweight, float* dbias,
+                     float* __restrict__ kept, Shape shape) {
+  const auto [mean, rstd] = *found;
   float along_1 = 0, along_x = 0;
   for (Size c = 0; c < shape.channels; ++c) {
     const T *__restrict__ gs = g + c * shape.pixels, *__restrict__ xs = x + c * shape.pixels;
@@ -146,9 +148,9 @@ INLINE void backward(const T* __restrict__ g, const T* __restrict__ x, const flo
 // Sums over pixels end in _1, and in _x if weighted by x̂. `kept` has room for the group's numbers, `sums` for six a channel.
 template <typename T, bool silu>
 INLINE void second(const T* __restrict__ g, const T* __restrict__ x, const T* __restrict__ vx, const float* weight,
-                   const float* bias, const float* vw, const float* vb, T* __restrict__ dg, T* __restrict__ dx,
-                   float* dweight, float* dbias, float* __restrict__ kept, float* sums, Shape shape) {
-  const auto [mean, rstd] = moments(x, shape);
+                   const float* bias, const Moments* found, const float* vw, const float* vb, T* __restrict__ dg,
+                   T* __restrict__ dx, float* dweight, float* dbias, float* __restrict__ kept, float* sums, Shape shape) {
+  const auto [mean, rstd] = *found;
   const float count = shape.count();
   float *vx_1s = sums, *vx_xs = vx_1s + shape.channels, *du_1s = vx_xs + shape.channels, *du_xs = du_1s + shape.channels;
   float *du_vs = du_xs + shape.channels, *curved_xs = du_vs + shape.channels;
@@ -247,7 +249,7 @@ void run(Arguments... arguments) {
 // What the three operations have in common: checked inputs, and a loop over (image, group).
 class Groups {
  public:
-  Groups(const Tensor& x, const Tensor& weight, const Tensor& bias, Size groups, double eps) : like_(x), coefficients_(weight) {
+  Groups(const Tensor& x, const Tensor& weight, const Tensor& bias, Size groups, double eps = 0) : like_(x), coefficients_(weight) {
     TORCH_CHECK(x.dim() == 4 && groups > 0 && x.size(1) % groups == 0, "norm_silu: x must be (B, C, H, W), C = groups · n");
     TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "norm_silu: x must be float32 or bfloat16");
     channels_ = x.size(1) / groups;
@@ -280,6 +282,14 @@ class Groups {
 
   Tensor result() const { return at::empty(like_.sizes(), like_.options()); }
   Tensor sums() const { return at::empty(coefficients_.sizes(), coefficients_.options()); }
+  Tensor moments() const { return at::empty({count_, 2}, coefficients_.options()); }
+
+  Tensor moments(const Tensor& one) const {
+    TORCH_CHECK(one.dim() == 2 && one.size(0) == count_ && one.size(1) == 2 && one.is_cpu() && one.is_contiguous() &&
+                one.scalar_type() == at::kFloat, "norm_silu: moments must be those of x");
+    return one;
+  }
+
 
   // work(first number, first channel, the group's shape, room for its numbers, room for six sums a channel)
   template <typename Work>
@@ -311,42 +321,48 @@ void typed(const Groups& groups, bool silu, const Work& work) {
   groups.is_float() ? with(static_cast<float*>(nullptr)) : with(static_cast<BFloat16*>(nullptr));
 }
 
-Tensor norm_silu(const Tensor& x, const Tensor& weight, const Tensor& bias, Size count, double eps, bool with_silu) {
+std::tuple<Tensor, Tensor> norm_silu(const Tensor& x, const Tensor& weight, const Tensor& bias, Size count, double eps,
+                                     bool with_silu) {
   const Groups groups(x, weight, bias, count, eps);
   const Tensor xs = groups.numbers(x), ws = groups.coefficients(weight), bs = groups.coefficients(bias), y = groups.result();
+  const Tensor found = groups.moments();
   typed(groups, with_silu, [&](auto* type, auto choice) {
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr bool silu = decltype(choice)::value;
     groups.each(0, [&](Size i, Size c, Shape shape, float*, float*) {
-      run<forward<T, silu>>(data<T>(xs) + i, data<float>(ws) + c, data<float>(bs) + c, data<T>(y) + i, shape);
+      run<forward<T, silu>>(data<T>(xs) + i, data<float>(ws) + c, data<float>(bs) + c, data<T>(y) + i,
+                            data<Moments>(found) + c / shape.channels, shape);
     });
   });
-  return y;
+  return {y, found};
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_silu_backward(const Tensor& g, const Tensor& x, const Tensor& weight,
-                                                      const Tensor& bias, const std::optional<Tensor>& around, Size count,
-                                                      double eps, bool with_silu) {
-  const Groups groups(x, weight, bias, count, eps);
+                                                      const Tensor& bias, const Tensor& moments,
+                                                      const std::optional<Tensor>& around, Size count, bool with_silu) {
+  const Groups groups(x, weight, bias, count);
   const Tensor gs = groups.numbers(g), xs = groups.numbers(x), ws = groups.coefficients(weight), bs = groups.coefficients(bias);
   const Tensor dx = groups.result(), dw = groups.sums(), db = groups.sums();
-  const Tensor others = around.has_value() ? groups.numbers(*around) : Tensor();
+  const Tensor found = groups.moments(moments), others = around.has_value() ? groups.numbers(*around) : Tensor();
   typed(groups, with_silu, [&](auto* type, auto choice) {
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr bool silu = decltype(choice)::value;
     groups.each(1, [&](Size i, Size c, Shape shape, float* kept, float*) {
       const T* other = others.defined() ? data<T>(others) + i : nullptr;
-      run<backward<T, silu>>(data<T>(gs) + i, data<T>(xs) + i, data<float>(ws) + c, data<float>(bs) + c, other,
-                data<T>(dx) + i, data<float>(dw) + c, data<float>(db) + c, kept, shape);
+      run<backward<T, silu>>(data<T>(gs) + i, data<T>(xs) + i, data<float>(ws) + c, data<float>(bs) + c,
+                             data<Moments>(found) + c / shape.channels, other, data<T>(dx) + i, data<float>(dw) + c,
+                             data<float>(db) + c, kept, shape);
     });
   });
   return {dx, dw, db};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_silu_second(
-    const Tensor& g, const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& vx,
-    const std::optional<Tensor>& vw, const std::optional<Tensor>& vb, Size count, double eps, bool with_silu) {
-  const Groups groups(x, weight, bias, count, eps);
+    const Tensor& g, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& moments,
+    const std::optional<Tensor>& vx, const std::optional<Tensor>& vw, const std::optional<Tensor>& vb, Size count,
+    bool with_silu) {
+  const Groups groups(x, weight, bias, count);
+  const Tensor found = groups.moments(moments);
   const Tensor gs = groups.numbers(g), xs = groups.numbers(x), ws = groups.coefficients(weight), bs = groups.coefficients(bias);
   const Tensor vxs = groups.numbers(vx), vws = groups.coefficients(vw), vbs = groups.coefficients(vb);
   const Tensor dg = groups.result(), dx = groups.result(), dw = groups.sums(), db = groups.sums();
@@ -355,7 +371,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_silu_second(
     constexpr bool silu = decltype(choice)::value;
     groups.each(1, [&](Size i, Size c, Shape shape, float* kept, float* sums) {
       run<second<T, silu>>(data<T>(gs) + i, data<T>(xs) + i, data<T>(vxs) + i, data<float>(ws) + c, data<float>(bs) + c,
-              data<float>(vws) + c, data<float>(vbs) + c, data<T>(dg) + i, data<T>(dx) + i, data<float>(dw) + c,
+              data<Moments>(found) + c / shape.channels, data<float>(vws) + c, data<float>(vbs) + c, data<T>(dg) + i, data<T>(dx) + i, data<float>(dw) + c,
               data<float>(db) + c, kept, sums, shape);
     });
   });
@@ -365,11 +381,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_silu_second(
 }  // namespace
 
 TORCH_LIBRARY(ebm, library) {
-  library.def("norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> Tensor");
-  library.def("norm_silu_backward(Tensor g, Tensor x, Tensor weight, Tensor bias, Tensor? around, int groups, float eps,"
-              " bool silu) -> (Tensor dx, Tensor dweight, Tensor dbias)");
-  library.def("norm_silu_second(Tensor g, Tensor x, Tensor weight, Tensor bias, Tensor? vx, Tensor? vw, Tensor? vb,"
-              " int groups, float eps, bool silu) -> (Tensor dg, Tensor dx, Tensor dweight, Tensor dbias)");
+  library.def("norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu)"
+              " -> (Tensor y, Tensor moments)");
+  library.def("norm_silu_backward(Tensor g, Tensor x, Tensor weight, Tensor bias, Tensor moments, Tensor? around,"
+              " int groups, bool silu) -> (Tensor dx, Tensor dweight, Tensor dbias)");
+  library.def("norm_silu_second(Tensor g, Tensor x, Tensor weight, Tensor bias, Tensor moments, Tensor? vx,"
+              " Tensor? vw, Tensor? vb, int groups, bool silu) -> (Tensor dg, Tensor dx, Tensor dweight, Tensor dbias)");
 }
 
 TORCH_LIBRARY_IMPL(ebm, CPU, library) {
