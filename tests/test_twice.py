@@ -30,7 +30,7 @@ def test_convolution_has_the_derivatives_of_finite_differences(stride: int) -> N
 @pytest.mark.parametrize(("size", "kernel", "stride", "turned"), [
     ((2, 32, 8, 32), (40, 32, 3, 3), 1, True), ((1, 33, 40, 33), (32, 33, 5, 5), 1, True),
     ((1, 32, 32, 32), (32, 32, 3, 3), 2, False), ((1, 32, 32, 16), (32, 32, 3, 3), 1, False),
-    ((1, 8, 32, 32), (32, 8, 3, 3), 1, False), ((1, 32, 32, 32), (32, 32, 1, 1), 1, False),
+    ((1, 8, 32, 32), (32, 8, 3, 3), 1, False), ((3, 32, 4, 4), (16, 32, 1, 1), 1, True), ((1, 8, 4, 4), (4, 8, 1, 1), 2, False),
 ], ids=str)
 def test_gradients_of_a_convolution_turned_round_or_not_are_those_of_float64(
     size: tuple[int, ...], kernel: tuple[int, ...], stride: int, turned: bool
@@ -51,6 +51,8 @@ def test_gradients_of_a_convolution_turned_round_or_not_are_those_of_float64(
         assert (ours - true).abs().max() < 1e-5 * true.abs().max(), name
     with torch.no_grad():
         alone = input_gradient(lambda x: (convolution(x, *inputs[1:], stride=stride, padding=padding) * g).sum(), inputs[0])
+    y = F.conv2d(*(one.double() for one in inputs), stride=stride, padding=padding)
+    assert (convolution(*inputs, stride=stride, padding=padding) - y).abs().max() < 1e-5 * y.abs().max()
     assert (alone - seen[1][0]).abs().max() < 1e-5 * seen[1][0].abs().max()
 
 
