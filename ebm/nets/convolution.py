@@ -94,7 +94,8 @@ def convolution_gradients(
 def gradients(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask) -> tuple[Tensor | None, ...]:
     """A convolution's gradients, without a graph."""
     if mask[0] and turned_round(x, weight, stride, padding):
-        dx = value(g, weight.flip(2, 3).transpose(0, 1), None, stride, padding)
+        turned = weight.transpose(0, 1) if weight.shape[2] == 1 else weight.flip(2, 3).transpose(0, 1)
+        dx = value(g, turned, None, stride, padding)
         return dx, *gradients(g, x, weight, stride, padding, (False, *mask[1:]))[1:]
     if not any(mask):
         return None, None, None
@@ -113,8 +114,14 @@ def value(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: 
 
 
 def pointwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the convolution is made as a product of matrices at each image: oneDNN's takes up to five times as long."""
-    return x.device.type == "cpu" and weight.shape[2:] == (1, 1) and stride == 1 and padding == 0 and x.is_contiguous()
+    """Whether the convolution is made as a product of matrices at each image: oneDNN's takes up to five times as long.
+
+    But in half precision PyTorch copies the matrix for every image, which must not be more than the images themselves.
+    """
+    if x.device.type != "cpu" or weight.shape[2:] != (1, 1) or stride != 1 or padding or not x.is_contiguous():
+        return False
+    after, before = weight.shape[:2]
+    return x.element_size() > 2 or after * before <= (after + before) * x.shape[2] * x.shape[3]
 
 
 def turned_round(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
