@@ -24,9 +24,11 @@ def test_it_has_the_derivatives_of_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(attend, inputs())
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-5)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float16, 2**-8), (torch.bfloat16, 2**-5)], ids=str)
 @pytest.mark.parametrize("along", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
-def test_it_is_the_composite_function_with_its_derivatives(along: tuple[int, ...], dtype: torch.dtype, rounding: float) -> None:
+def test_it_is_the_composite_function_with_its_derivatives(
+    along: tuple[int, ...], dtype: torch.dtype, rounding: float
+) -> None:
     ours = [one.detach().requires_grad_() for one in inputs(dtype)]
     true = [one.detach().double().requires_grad_() for one in ours]
     g, *directions = (torch.randn(3, 4, 5).to(dtype) for _ in range(4))
@@ -40,6 +42,19 @@ def test_it_is_the_composite_function_with_its_derivatives(along: tuple[int, ...
     for name, a, b in zip(("out", "dq", "dk", "dv", "dg", "dq²", "dk²", "dv²"), *seen, strict=True):
         assert a.dtype == dtype, name
         assert (a.double() - b).abs().max() <= rounding * b.abs().max().clamp(min=1), name
+
+
+def test_in_half_precision_products_of_large_gradients_stay_finite() -> None:
+    torch.manual_seed(0)
+    q, k, v, g, vq = (scale * torch.randn(1, 4, 256) for scale in (0.01, 1.0, 1.0, 100.0, 300.0))
+    assert ((g.mT @ v).half() * (vq.mT @ k).half()).isinf().any()
+    seen = []
+    for dtype in (torch.float16, torch.float64):
+        one = [value.half().to(dtype).requires_grad_() for value in (q, k, v)]
+        dq, = torch.autograd.grad(attend(*one), one[0], g.half().to(dtype), create_graph=True)
+        seen.append(torch.autograd.grad(dq, one, vq.half().to(dtype)))
+    for name, ours, true in zip("qkv", *seen, strict=True):
+        assert (ours.double() - true).abs().max() <= 2**-7 * true.abs().max(), name
 
 
 def test_gradients_are_the_same_whichever_way_is_taken() -> None:

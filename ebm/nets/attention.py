@@ -84,8 +84,10 @@ class AttendBackward(Function):
         a, t = torch.bmm(g.mT, v), torch.baddbmm(torch.bmm(vq.mT, k), q.mT, vk)
         on_a, s = through(t, p), through(a, p)
         # P moves s and g P; what is the same along a row is of no account, so t and a may stand less their means.
-        on_p = torch.bmm(g.mT, vv).addcmul_(centred(t, p), centred(a, p))
-        on_qk = through(on_p, p)
+        wide = torch.float32 if p.dtype == torch.float16 else p.dtype  # t carries the loss's scale, and t · a its own on top
+        a, t, weight = a.to(wide), t.to(wide), p.to(wide)
+        on_p = torch.bmm(g.mT, vv).to(wide).addcmul_(centred(t, weight), centred(a, weight))
+        on_qk = through(on_p, weight).to(p.dtype)
         dg = torch.baddbmm(torch.bmm(v, on_a.mT), vv, p.mT)
         dq = torch.baddbmm(torch.bmm(k, on_qk.mT), vk, s.mT)
         dk = torch.baddbmm(torch.bmm(q, on_qk), vq, s)
