@@ -24,7 +24,9 @@ def test_it_has_the_derivatives_of_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(attend, inputs())
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float16, 2**-8), (torch.bfloat16, 2**-5)], ids=str)
+@pytest.mark.parametrize(("dtype", "rounding"), [
+    (torch.float32, 1e-5), (torch.float16, 2**-8), (torch.bfloat16, 2**-5),
+], ids=str)
 @pytest.mark.parametrize("along", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
 def test_it_is_the_composite_function_with_its_derivatives(
     along: tuple[int, ...], dtype: torch.dtype, rounding: float
