@@ -105,7 +105,7 @@ def gradients(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, m
 
 
 def value(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """The convolution itself, without a graph."""
+    """The convolution itself; its gradients, where a graph is kept, are PyTorch's own."""
     if not pointwise(x, weight, stride, padding):
         return F.conv2d(x, weight, bias, stride, padding)
     columns, matrix = x.flatten(2), weight.flatten(1).contiguous().expand(len(x), -1, -1)

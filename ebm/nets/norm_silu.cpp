@@ -389,8 +389,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_silu_second(
     constexpr bool silu = decltype(choice)::value;
     groups.each(1, [&](Size i, Size c, Shape shape, float* kept, float* sums) {
       run<second<T, silu>>(data<T>(gs) + i, data<T>(xs) + i, data<T>(vxs) + i, data<float>(ws) + c, data<float>(bs) + c,
-              data<Moments>(found) + c / shape.channels, data<float>(vws) + c, data<float>(vbs) + c, data<T>(dg) + i, data<T>(dx) + i, data<float>(dw) + c,
-              data<float>(db) + c, kept, sums, shape);
+              data<Moments>(found) + c / shape.channels, data<float>(vws) + c, data<float>(vbs) + c, data<T>(dg) + i,
+              data<T>(dx) + i, data<float>(dw) + c, data<float>(db) + c, kept, sums, shape);
     });
   });
   return {dg, dx, dw, db};

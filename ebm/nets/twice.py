@@ -1,8 +1,7 @@
 """Gradients in a network's inputs, and group norm with SiLU with its second derivative written out: score losses
 differentiate gradients.
 
-PyTorch derives the second derivative of group_norm operation by operation; on a CPU that took a fifth of an energy's
-training step. A third derivative raises RuntimeError.
+PyTorch derives the second derivative of group_norm operation by operation. A third derivative raises RuntimeError.
 """
 from __future__ import annotations
 
