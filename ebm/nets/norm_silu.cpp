@@ -267,7 +267,8 @@ void run(Arguments... arguments) {
 // What the three operations have in common: checked inputs, and a loop over (image, group).
 class Groups {
  public:
-  Groups(const Tensor& x, const Tensor& weight, const Tensor& bias, Size groups, double eps = 0) : like_(x), coefficients_(weight) {
+  Groups(const Tensor& x, const Tensor& weight, const Tensor& bias, Size groups, double eps = 0)
+      : like_(x), coefficients_(weight) {
     TORCH_CHECK(x.dim() == 4 && groups > 0 && x.size(1) % groups == 0, "norm_silu: x must be (B, C, H, W), C = groups · n");
     TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "norm_silu: x must be float32 or bfloat16");
     channels_ = x.size(1) / groups;
