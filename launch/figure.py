@@ -12,10 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
-from torchvision.utils import make_grid
 
 from ebm.diagnose.doctor import Diagnosis, Tell
+from ebm.pictures import grid
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -105,16 +104,11 @@ def draw(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, pa
     for axes, (title, images) in zip(lower.subplots(1, 3), [*shown, *[("", None)] * (3 - len(shown))], strict=True):
         axes.axis("off")
         if images is not None:
-            axes.imshow(picture(images))
+            axes.imshow(grid(images[:16].float().nan_to_num(0)))
             axes.set_title(title, fontsize=10)
     figure.suptitle(f"{Path(content['run']).name}, {content['sampler']}: {', '.join(content['verdicts'])}", fontsize=12)
     figure.savefig(path, dpi=80)
     plt.close(figure)
-
-
-def picture(images: Tensor) -> Any:
-    """At most sixteen images as one array (H, W, 3)."""
-    return make_grid((images[:16].float().cpu().nan_to_num(0).clamp(-1, 1) + 1) / 2, nrow=4, padding=1).permute(1, 2, 0).numpy()
 
 
 def calibration_axes(axes: Axes, content: dict[str, Any]) -> None:

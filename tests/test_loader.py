@@ -1,6 +1,7 @@
 """Batches are a function of (seed, step): whatever reads them, wherever they start, however many share them."""
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor
 
 import ebm.data.loader
@@ -110,6 +112,13 @@ class TestWithoutFFCV:
 
 class TestFFCV:
     pytestmark = needs_ffcv
+
+    def test_its_import_compiles_nothing(self) -> None:
+        code = ("from numba.core import event; from ebm.data.stream import has_ffcv\n"
+                "with event.install_recorder('numba:compile') as compiled: assert has_ffcv()\n"
+                "from numba import typed; print(len(compiled.buffer), typed.Dict is dict)")
+        done = subprocess.run([sys.executable, "-Wignore", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.split() == ["0", "False"]
 
     def test_streams_the_same_batches_across_epochs(self, dataset: Dataset) -> None:
         threads, drawn = torch.get_num_threads(), np.random.get_state()[2]

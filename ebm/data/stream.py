@@ -30,8 +30,10 @@ def has_ffcv() -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it imports modules that newer Pythons call deprecated
             import numba
-            from ffcv.pipeline.compiler import Compiler
             from numba.core import config
+
+            with plain_dictionaries():
+                from ffcv.pipeline.compiler import Compiler
     except ImportError as error:
         warnings.warn(MISSING.format(error=error), stacklevel=3)
         return False
@@ -46,6 +48,19 @@ def has_ffcv() -> bool:
     # that would slow the CPU's arithmetic and change its rounding.
     Compiler.set_num_threads = classmethod(set_num_threads)
     return True
+
+
+@contextlib.contextmanager
+def plain_dictionaries() -> Iterator[None]:
+    """Context in which numba's typed dictionary is Python's: FFCV makes one of two words when it is imported and reads it
+    from Python alone, yet in every process that costs seconds of compiling."""
+    from numba import typed
+
+    compiled, typed.Dict = typed.Dict, dict
+    try:
+        yield
+    finally:
+        typed.Dict = compiled
 
 
 def ffcv_batches(
