@@ -5,9 +5,10 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -40,14 +41,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Runs `launch/<entry>.py` in a process of its own, or in several through torchrun."""
+    """Runs `launch/<entry>.py` in a process of its own, or in several, which torchrun starts where that is asked for."""
 
-    def call(entry: str, *overrides: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable]
-        if processes > 1:
-            start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        done = subprocess.run([*start, f"{ROOT}/launch/{entry}.py", *overrides], capture_output=True, text=True, timeout=240,
-                              cwd=ROOT, env=ONE_THREAD, check=False)
+    def call(entry: str, *overrides: str, processes: int = 1, torchrun: bool = False, check: bool = True,
+             env: Mapping[str, str] = ONE_THREAD) -> subprocess.CompletedProcess[str]:
+        if torchrun:
+            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            done = subprocess.run([*start, f"{ROOT}/launch/{entry}.py", *overrides], cwd=ROOT, env=env, capture_output=True,
+                                  text=True, timeout=240, check=False)
+        else:
+            done = forked.run(entry, overrides, processes=processes, env=env, timeout=240)
         if check and done.returncode:
             pytest.fail(f"{entry} {' '.join(overrides)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done

@@ -26,7 +26,7 @@ def reference(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPa
     runs = {}
     for processes in (1, 2):
         runs[processes] = tmp_path_factory.mktemp("reference") / "run"
-        command("train", *tiny, f"run={runs[processes]}", LENGTH, processes=processes)
+        command("train", *tiny, f"run={runs[processes]}", LENGTH, processes=processes, torchrun=processes > 1)
     return runs
 
 
@@ -80,7 +80,7 @@ def test_a_run_can_come_back_on_another_number_of_processes(
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     number: signal.Signals, tiny: list[str], command: Command, tmp_path: Path
 ) -> None:
-    overrides = [*tiny, "budget.images=12_000", "log_every=8"]
+    overrides = [*tiny, "budget.images=4_000", "log_every=8"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, f"{ROOT}/launch/train.py", *overrides, f"run={run}"],
                                cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -89,8 +89,8 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     stopped = int(final_state(run)[".step"])
-    assert f"stopped at step {stopped} of 1500" in output
-    assert 0 < stopped < 1500
+    assert f"stopped at step {stopped} of 500" in output
+    assert 0 < stopped < 500
     command("train", *overrides, f"run={run}")
     command("train", *overrides, f"run={whole}")
     assert fingerprint(final_state(run)) == fingerprint(final_state(whole))
@@ -117,7 +117,7 @@ def test_a_run_that_is_being_trained_is_not_trained_twice_and_a_killed_one_lets_
 def test_what_one_process_cannot_do_ends_all_of_them_in_one_line(fault: str, tiny: list[str], command: Command) -> None:
     key = fault.split("=")[0]
     others = [override for override in tiny if not override.startswith(f"{key}=")]
-    done = command("train", *others, fault, "timeout_seconds=30", processes=2, check=False)
+    done = command("train", *others, fault, "timeout_seconds=30", processes=2, torchrun=True, check=False)
     assert done.returncode
     assert done.stderr.count("error: ") == 1, done.stderr
     assert "exitcode: 2" in done.stderr, done.stderr

@@ -157,27 +157,22 @@ def command_lines() -> Iterator[str]:
             continue
 
 
-def test_a_dead_server_changes_nothing(tiny: list[str], run: Path, tmp_path: Path) -> None:
+def test_a_dead_server_changes_nothing(tiny: list[str], command: Command, run: Path, tmp_path: Path) -> None:
     overrides = [one for one in TRACKED if not one.startswith("track.mode")]
-    done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, *overrides, f"run={tmp_path}/run",
-                           "track.mode=online", "track.start_seconds=5"], cwd=ROOT, env={**ONE_THREAD, **DEAD},
-                          capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    done = command("train", *tiny, *overrides, f"run={tmp_path}/run", "track.mode=online", "track.start_seconds=5",
+                   env={**ONE_THREAD, **DEAD})
     assert done.stderr.count("W&B:") == 1, done.stderr
     assert "W&B: offline (" in done.stderr
     same_history(tmp_path / "run")
     assert fingerprint(final_state(tmp_path / "run")) == fingerprint(final_state(run))
 
 
-def test_an_online_run_that_comes_back_goes_on_where_the_server_is(tiny: list[str], tmp_path: Path) -> None:
+def test_an_online_run_that_comes_back_goes_on_where_the_server_is(tiny: list[str], command: Command, tmp_path: Path) -> None:
     with serving(Server()) as server:
         env = {name: value for name, value in ONE_THREAD.items() if not name.startswith("WANDB")}
         env |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
         for images in (200, 400):
-            done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, *TRACKED[1:], f"run={tmp_path}/run",
-                                   f"budget.images={images}"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
-                                  check=False)
-            assert done.returncode == 0, done.stderr
+            done = command("train", *tiny, *TRACKED[1:], f"run={tmp_path}/run", f"budget.images={images}", env=env)
             assert "W&B" not in done.stderr, done.stderr
         records = read(tmp_path / "run" / "metrics.jsonl")
         steps = {record["step"] for record in records if record["event"] not in ("start", "end")}
@@ -185,31 +180,25 @@ def test_an_online_run_that_comes_back_goes_on_where_the_server_is(tiny: list[st
         assert any("preview" in name for name in server.files)
 
 
-def test_without_a_key_nobody_is_asked_for_one(tiny: list[str], tmp_path: Path) -> None:
+def test_without_a_key_nobody_is_asked_for_one(tiny: list[str], command: Command, tmp_path: Path) -> None:
     env = {name: value for name, value in ONE_THREAD.items() if not name.startswith("WANDB")}
     env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
-    done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, f"run={tmp_path}/run", "budget.images=16",
-                           "track.finish_seconds=120"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
-                          check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
+    done = command("train", *tiny, f"run={tmp_path}/run", "budget.images=16", "track.finish_seconds=120", env=env)
     assert done.stderr.count("W&B: offline (no key is known)") == 1
     assert segments(tmp_path / "run")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
-def test_a_full_disk_is_said_once_and_the_run_goes_on(tiny: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_is_said_once_and_the_run_goes_on(tiny: list[str], command: Command, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=False).returncode:
         pytest.skip("a small disk can't be mounted here")
     try:
-        done = subprocess.run([sys.executable, f"{ROOT}/launch/train.py", *tiny, *TRACKED, f"run={tmp_path}/run"], cwd=ROOT,
-                              env={**ONE_THREAD, "WANDB_DIR": str(small)}, capture_output=True, text=True, timeout=240,
-                              check=False)
+        done = command("train", *tiny, *TRACKED, f"run={tmp_path}/run", env={**ONE_THREAD, "WANDB_DIR": str(small)})
         assert (small / "wandb").exists(), "WANDB_DIR was not honoured"
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
-    assert done.returncode == 0, done.stderr
     assert done.stderr.count("is full") == 1, done.stderr
     assert "Traceback" not in done.stderr
 
