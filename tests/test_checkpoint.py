@@ -43,6 +43,26 @@ def test_a_damaged_checkpoint_is_healed_by_saving_the_same_state_again(tmp_path:
     assert load(path)["step"] == 1
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_is_saved_after_a_damaged_one_is_kept_in_its_place(keep: int, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    for step in range(1, 2 + keep):
+        path = checkpoints.save(step, state(step))
+    checkpoints.mark_best(path, 1.0)
+    whole = {step: saved for saved in checkpoints.paths() if (step := int(saved.name[5:14]))}
+    for step in sorted(whole)[-keep:]:  # all that were kept, the best among them
+        whole[step].write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged|no checkpoint is whole"):
+        assert checkpoints.newest() is None
+    for step in (1, 2):
+        saved = checkpoints.save(step, {**state(step), "again": True})
+        assert checkpoints.newest() == saved, "the damaged ones were kept, and it was not"
+    assert checkpoints.best() is None
+    assert checkpoints.mark_best(saved, 2.0)
+    assert load(saved)["step"] == 2
+    assert len(checkpoints.paths()) == min(keep, 2)
+
+
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     path = checkpoints.save(1, state(1))

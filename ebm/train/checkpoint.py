@@ -46,13 +46,19 @@ class Checkpoints:
         return sorted((path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Writes the state after ``step`` steps and drops what is no longer kept; raises OSError with all else intact."""
+        """Writes the state after ``step`` steps and drops what is no longer kept; raises OSError with all else intact.
+
+        Others of that step or a later one are dropped too: the run has come back to before them, as they were damaged.
+        """
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getbuffer()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         write_atomically(path, content)  # even over a file of that name, whose content may be damaged
+        for other in self.paths():
+            if other != path and other.name >= f"step-{step:09d}":
+                other.unlink(missing_ok=True)
         self._prune()
         return path
 
@@ -83,6 +89,8 @@ class Checkpoints:
                 warnings.warn(f"{fault}; going back to the one before it", stacklevel=2)
             else:
                 return path
+        if self.paths():
+            warnings.warn(f"{self.folder}: no checkpoint is whole; training starts from its first step", stacklevel=2)
         return None
 
     def _prune(self) -> None:
