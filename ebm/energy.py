@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ebm.accepted import positive
 from ebm.nets.twice import input_gradient, joint_gradient
-from ebm.schedule import positive
 
 Head = Callable[[Tensor, Tensor], Tensor]
 

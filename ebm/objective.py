@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ebm.accepted import positive
 from ebm.energy import Energy, Preconditioned, knows_sigma
-from ebm.schedule import positive
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 

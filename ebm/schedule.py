@@ -8,12 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def positive(**fields: float) -> None:
-    """Raises ValueError for the first field that is not a positive finite number."""
-    for name, value in fields.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: {value!r} is not accepted; it must be a positive number")
+from ebm.accepted import positive
 
 
 class NoiseSchedule(ABC):

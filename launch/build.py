@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,10 @@ def build(node: DictConfig, *, key: str) -> Any:
     with naming(f"{key}."):
         try:
             return instantiate(node, _convert_="all")
-        except InstantiationException as error:  # wraps what a constructor raises
-            raise (error.__cause__ or error) from error
+        except InstantiationException as error:  # wraps what a constructor raises, and says of which part
+            inner = re.search(r"full_key: (\S+)", str(error))
+            with naming(f"{inner[1]}." if inner else ""):
+                raise (error.__cause__ or error) from error
 
 
 @contextlib.contextmanager
@@ -87,13 +90,21 @@ def is_plain(expected: Any) -> bool:
     return plain and all(is_plain(argument) for argument in arguments)
 
 
-def plain(cfg: DictConfig, key: str, kind: type, *, least: float | None = None) -> Any:
-    """The value of a key that goes to no target; raises ValueError where it isn't of its kind."""
+def plain(cfg: DictConfig, key: str, kind: type, *, least: float | None = None, most: float | None = None) -> Any:
+    """The value of a key that goes to no target; raises ValueError where it isn't of its kind or out of its range."""
     value = OmegaConf.select(cfg, key)
     check_type(value, kind, key=key)
     if least is not None and value < least:
         raise ValueError(f"{key}: {value!r} is not accepted; it must be at least {least}")
+    if most is not None and value > most:
+        raise ValueError(f"{key}: {value!r} is not accepted; it must be at most {most}")
     return kind(value)
+
+
+def seed(cfg: DictConfig) -> int:
+    """The key that everything random is made from; raises ValueError for one that PyTorch's generators don't take."""
+    value: int = plain(cfg, "seed", int, least=0, most=2**63 - 1)
+    return value
 
 
 def best_precision(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
-from launch.build import build, naming
+from launch.build import build, naming, seed
 from launch.track import tracked
 
 
@@ -32,6 +32,7 @@ def check_run(text: str) -> tuple[str, int]:
     """SHA-256 of a run's data and number of its steps."""
     cfg = parsed(text)
     tracked(cfg)
+    seed(cfg)
     for part in ("objective", "schedule", "rate", "optimizer"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
     data = opened(cfg.data.train)

@@ -41,7 +41,9 @@ ROUNDS = 3  # of prescribing and trying, at most
 def main(cfg: DictConfig) -> None:
     """Diagnoses one sampler on one run, and again with what is prescribed where that is asked for."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recorded(Path(cfg.out)))
+        with checking():
+            out = Path(cfg.out)
+        stack.enter_context(recorded(out))
         with checking():
             timeout = plain(cfg, "timeout_seconds", float, least=1)
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout, peers_seconds=timeout))
@@ -95,7 +97,7 @@ def drawn() -> Any:
     try:
         from launch import figure
     except ImportError as error:
-        raise ValueError(f"{error.name}: not installed; a diagnosis needs pip install 'ebm[diagnose]'") from error
+        raise ValueError(f"{error.name}: not installed; a diagnosis needs pip install -e '.[diagnose]'") from error
     return figure
 
 

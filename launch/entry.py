@@ -76,7 +76,7 @@ def checking(world: World | None = None) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, OmegaConfBaseException) as error:
-        fault = " ".join(str(error).split()) or repr(error)
+        fault = asked_for(error) or " ".join(str(error).split()) or repr(error)
     if world is not None:
         fault = next(filter(None, world.everyone(fault)), "")
     if fault:
@@ -92,6 +92,12 @@ def refuse(message: str, *, code: int = 2, world: World | None = None) -> NoRetu
         print(f"error: {message}", file=sys.stderr, flush=True)
     verdict("failed")
     raise Refused(code, message)
+
+
+def asked_for(error: Exception) -> str:
+    """OmegaConf's word for a value that nobody gave as one that asks for it, or nothing."""
+    match = re.search(r"Missing mandatory value: (\S+)", str(error))
+    return f"{match[1]}: no value is given, and there is no default; add {match[1]}=<value>" if match else ""
 
 
 def explain(error: Exception, config: str) -> str:

@@ -42,7 +42,8 @@ def main(cfg: DictConfig) -> None:
     """Measures the run by each metric asked for, and writes a record of each."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     with contextlib.ExitStack() as stack:
-        failures = Path(cfg.out if cfg.label is None else cfg.samples)  # a point of a study is its samples
+        with checking():
+            failures = Path(cfg.out if cfg.label is None else cfg.samples)  # a point of a study is its samples
         stack.enter_context(recorded(failures))
         with checking(), meeting():
             metrics = chosen(cfg)

@@ -20,7 +20,7 @@ from ebm.train.metrics import Metrics
 from ebm.train.precision import Precision
 from ebm.train.trainer import Event, Trainer
 from ebm.train.work import flop_per_image, peak_of
-from launch.build import best_precision, build, naming, plain
+from launch.build import best_precision, build, naming, plain, seed
 from launch.run import RunFolder
 
 
@@ -44,7 +44,7 @@ def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
 
 def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     """The model of a config on its device, with the same first parameters on every process."""
-    torch.manual_seed(plain(cfg, "seed", int))
+    torch.manual_seed(seed(cfg))
     model: Preconditioned = build(cfg.model, key="model")
     if plain(cfg, "channels_last", bool):
         model.to(memory_format=torch.channels_last)

@@ -32,7 +32,7 @@ from ebm.sampling import batches_of
 from ebm.train.checkpoint import load
 from ebm.train.distributed import World, device_name, join
 from ebm.train.precision import Precision
-from launch.build import best_precision, build, naming, plain
+from launch.build import best_precision, build, naming, plain, seed
 from launch.commission import Commission
 from launch.drawing import Artist, Drawn, collect, put_aside
 from launch.entry import checking, run
@@ -50,7 +50,9 @@ def main(cfg: DictConfig) -> None:
     """Draws the images and writes them as one .npz and one .png."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recorded(Path(cfg.out)))
+        with checking():
+            out = Path(cfg.out)
+        stack.enter_context(recorded(out))
         with checking(), meeting():
             seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))
@@ -86,7 +88,7 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
     precision = best_precision(world.device) if cfg.precision == "auto" else cfg.precision
     artist = Artist(
         model=model.eval().requires_grad_(False), sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
-        seed=plain(cfg, "seed", int), precision=Precision(name=precision), device=world.device,
+        seed=seed(cfg), precision=Precision(name=precision), device=world.device,
         checkpoint=checkpoint.name)
     with naming("sampler."):  # the samplers check their values when they are called, before any work
         artist.trajectory(range(1))

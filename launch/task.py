@@ -12,11 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ebm.accepted import positive
 from ebm.composition import composed
 from ebm.constraint import BlockMean, ChannelMean, Constraint, KnownPixels, Measurement
 from ebm.data import to_float
 from ebm.randomness import generator
-from ebm.schedule import positive
 from launch.build import build, naming
 from launch.commission import Cleaning, Commission, Completion, Composition, Restoration
 from launch.drawing import Artist

@@ -5,11 +5,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from launch import sample, train
+from launch import diagnose, evaluate, sample, train
 from launch.entry import run
 
 BAD = {
@@ -36,6 +37,10 @@ BAD = {
     "sampler.steps=0": "sampler.steps: 0 is not accepted",
     "data.train=nowhere.beton": "nowhere.beton: no such data file; make it with tools/prepare_data.py",
     "+model/head=inner_product": "model: its network turns images (3, 16, 16) into (1, 4, 4)",
+    "model.network.width=-8": "model.network.width: -8 is not accepted; it must be a whole number of at least 1",
+    "model.network.levels=-1": "model.network.levels: -1 is not accepted; it must be a whole number of at least 0",
+    "seed=-1": "seed: -1 is not accepted; it must be at least 0",
+    "seed=99999999999999999999": "seed: 99999999999999999999 is not accepted; it must be at most 9223372036854775807",
     "average.rules=[]": "average.rules: [] is not accepted",
 }
 
@@ -74,6 +79,18 @@ def test_a_run_that_is_no_run_is_refused(
     with pytest.raises(SystemExit):
         run(sample.main, config="sample")
     assert capfd.readouterr().err == f"error: run: {tmp_path} holds no config.yaml; give the folder of a trained run\n"
+
+
+@pytest.mark.parametrize("entry", [sample, evaluate, diagnose])
+def test_a_run_that_nobody_named_is_asked_for(
+    entry: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = entry.__name__.removeprefix("launch.")
+    monkeypatch.setattr(sys, "argv", [f"{config}.py"])
+    with pytest.raises(SystemExit) as ended:
+        run(entry.main, config=config)
+    assert ended.value.code == 2
+    assert capfd.readouterr().err == "error: run: no value is given, and there is no default; add run=<value>\n"
 
 
 def test_a_grid_for_a_sampler_without_one_is_refused(

@@ -1,6 +1,8 @@
 """The networks' own layers against PyTorch's, and the shapes they promise."""
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from models import NETWORKS, SHAPE, normal
@@ -49,6 +51,18 @@ def test_group_norm_leaves_the_precision_of_its_input(dtype: torch.dtype) -> Non
 def test_group_norm_refuses_channels_that_do_not_divide() -> None:
     with pytest.raises(ValueError, match=r"width: 50 .*multiple of 16"):
         GroupNorm(50)
+
+
+@pytest.mark.parametrize(("bad", "said"), [
+    ({"width": 0}, "width: 0 is not accepted; it must be a whole number of at least 1"),
+    ({"blocks": -1}, "blocks: -1 is not accepted"), ({"patch": 0}, "patch: 0 is not accepted"),
+    ({"multipliers": []}, r"multipliers: \[\] are not accepted"), ({"multipliers": [1, 0]}, r"multipliers: \[1, 0\]"),
+    ({"attention": [2]}, r"attention: \[2\] are not accepted; levels go from 0 to 1"),
+])
+def test_a_unet_refuses_sizes_that_make_no_network(bad: dict[str, Any], said: str) -> None:
+    sizes = {"channels": 3, "width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [1], "patch": 2}
+    with pytest.raises(ValueError, match=f"^{said}"):
+        UNet(**{**sizes, **bad})
 
 
 def test_modulation_scales_and_shifts_from_the_identity() -> None:

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ebm.accepted import positive
 from ebm.data.quantum import QUANTUM
 from ebm.randomness import generator
 from ebm.samplers.langevin import sigma_of
 from ebm.samplers.step import ScoreModel
-from ebm.schedule import LogUniform, positive
+from ebm.schedule import LogUniform
 
 Array = NDArray[np.float64]
 
@@ -126,5 +127,5 @@ def solver() -> Any:
     try:
         from scipy.integrate import solve_ivp
     except ImportError:
-        raise ValueError("scipy: not installed; likelihoods need pip install 'ebm[evaluate]'") from None
+        raise ValueError("scipy: not installed; likelihoods need pip install -e '.[evaluate]'") from None
     return solve_ivp

@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebm.accepted import whole
 from ebm.nets.layers import Conv2d, Modulation, NoiseEmbedding
 
 
@@ -13,11 +14,13 @@ class CNN(nn.Module):
     """Convolutions that halve the image ``levels`` times and know nothing of σ: the energy most people try first.
 
     y (B, C, H, W), c_noise (B,) -> (B, 1, H / 2^levels, W / 2^levels). With ``sigma_aware`` each layer's channels
-    are scaled and shifted by an embedding of the noise level.
+    are scaled and shifted by an embedding of the noise level. Raises ValueError for sizes that make no network.
     """
 
     def __init__(self, *, channels: int, width: int, levels: int, sigma_aware: bool) -> None:
         super().__init__()
+        whole(1, channels=channels, width=width)
+        whole(0, levels=levels)
         widths = [width * 2**level for level in range(levels + 1)]
         self.stem = Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebm.accepted import whole
 from ebm.nets.attention import Attention
 from ebm.nets.layers import Conv2d, GroupNorm, Modulation, NoiseEmbedding, zero
 
@@ -36,13 +37,18 @@ class UNet(nn.Module):
 
     y (B, C, H, W), c_noise (B,) -> (B, C, H, W). The first resolution is H / patch (space-to-depth); attention
     follows every block at the levels listed in ``attention`` (0 is the finest) and in the middle. Raises ValueError
-    where the image's sides don't divide by patch · 2^(levels − 1).
+    for sizes that make no network and where the image's sides don't divide by patch · 2^(levels − 1).
     """
 
     def __init__(
         self, *, channels: int, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], patch: int
     ) -> None:
         super().__init__()
+        whole(1, channels=channels, width=width, blocks=blocks, patch=patch)
+        if not multipliers or min(multipliers) < 1:
+            raise ValueError(f"multipliers: {[*multipliers]} are not accepted; each must be at least 1, one for each level")
+        if not {*attention} <= {*range(len(multipliers))}:
+            raise ValueError(f"attention: {[*attention]} are not accepted; levels go from 0 to {len(multipliers) - 1}")
         self.patch, self.stride = patch, patch * 2 ** (len(multipliers) - 1)
         emb = 4 * width
         self.embedding = NoiseEmbedding(emb)

@@ -8,9 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ebm.samplers.langevin import Move, one_generator_each, walk, whole
+from ebm.accepted import positive, whole
+from ebm.samplers.langevin import Move, one_generator_each, walk
 from ebm.samplers.step import ScoreModel, Step
-from ebm.schedule import NoiseSchedule, positive
+from ebm.schedule import NoiseSchedule
 
 
 def annealed_langevin(

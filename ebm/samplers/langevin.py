@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebm.accepted import positive, whole
 from ebm.randomness import normal_like
 from ebm.samplers.step import ScoreModel, Step
-from ebm.schedule import positive
 
 
 class Move(NamedTuple):
@@ -118,13 +118,6 @@ def sigma_of(x: Tensor, *, sigma: float) -> Tensor:
 def noised(x: Tensor, *, size: float, generators: Sequence[torch.Generator]) -> Tensor:
     """x + ``size`` · n, (B, C, H, W); where ``size`` is 0 nothing is drawn and x itself is given back."""
     return x + size * normal_like(x, generators) if size > 0 else x
-
-
-def whole(least: int, **fields: int) -> None:
-    """Raises ValueError for the first field that is not a whole number of at least ``least``."""
-    for name, value in fields.items():
-        if not (isinstance(value, int) and value >= least):
-            raise ValueError(f"{name}: {value!r} is not accepted; it must be a whole number of at least {least}")
 
 
 def one_generator_each(noise: Tensor, generators: Sequence[torch.Generator]) -> None:

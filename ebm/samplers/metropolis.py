@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebm.accepted import positive, whole
 from ebm.randomness import normal_like, uniform
-from ebm.samplers.langevin import one_generator_each, score_at, sigma_of, whole
+from ebm.samplers.langevin import one_generator_each, score_at, sigma_of
 from ebm.samplers.step import EnergyModel, Step
-from ebm.schedule import NoiseSchedule, positive
+from ebm.schedule import NoiseSchedule
 
 
 def metropolis_annealed(

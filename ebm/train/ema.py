@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebm.schedule import positive
+from ebm.accepted import positive
 
 
 class Averaging(ABC):

@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from ebm.schedule import positive
+from ebm.accepted import positive
 
 
 @dataclass(frozen=True, kw_only=True)

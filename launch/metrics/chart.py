@@ -10,7 +10,7 @@ def charting() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError(f"{error.name}: not installed; pictures of metrics need pip install 'ebm[evaluate]'") from error
+        raise ValueError(f"{error.name}: not installed; pictures of metrics need pip install -e '.[evaluate]'") from error
     return Figure
 
 

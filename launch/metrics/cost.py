@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from tqdm import tqdm
 
+from ebm.accepted import whole
 from ebm.evaluate.power import Spent, added, joule_counter, spending
-from ebm.samplers.langevin import whole
 from ebm.train.distributed import device_name
 from launch.drawing import Passes
 from launch.evaluation import Figures, Work

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ebm.accepted import whole
 from ebm.data import Dataset
 from ebm.data.quantum import dequantised
 from ebm.energy import Energy
 from ebm.evaluate.density import Normalised, anchors, energies, entropy, gaps, spectrum
 from ebm.evaluate.likelihood import bits_per_dim
 from ebm.randomness import generator
-from ebm.samplers.langevin import whole
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.build import build
 from launch.evaluation import Figures, Rows, Work

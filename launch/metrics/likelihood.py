@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ebm.accepted import whole
 from ebm.data import Dataset
 from ebm.data.quantum import dequantised
 from ebm.evaluate.density import spectrum
 from ebm.evaluate.likelihood import Array, Flow, bits_per_dim, prior_error, rademacher, solver
 from ebm.randomness import generator
-from ebm.samplers.langevin import whole
 from launch.evaluation import Figures, Rows, Work
 
 DEQUANTISED = "uniform noise of one quantum, by image"

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebm.accepted import positive, whole
 from ebm.data import to_float, to_uint8
 from ebm.diagnose.reference import Reference
 from ebm.evaluate.acceptance import gains, walked
 from ebm.randomness import generator
 from ebm.samplers.annealed import annealed_langevin
-from ebm.samplers.langevin import whole
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.sampling import Sampler, trajectory
-from ebm.schedule import NoiseSchedule, positive
+from ebm.schedule import NoiseSchedule
 from launch.drawing import Passes
 from launch.evaluation import Figures, Rows, Work
 from launch.metrics.chart import charting, png

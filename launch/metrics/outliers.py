@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebm.accepted import whole
 from ebm.data import Dataset, to_float
 from ebm.evaluate.outlier_sets import MADE, STANDARD, found, standard
 from ebm.evaluate.outliers import Array, Typical, auroc, auroc_stderr, fpr95, readings
 from ebm.randomness import generator
-from ebm.samplers.langevin import whole
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.build import build
 from launch.evaluation import Figures, Rows, Work
