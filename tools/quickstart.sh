@@ -10,17 +10,19 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without i
 gpus=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)')
 processes=$((gpus > 0 ? gpus : 2))
 batch=$(sed -n '/^budget:/,/^[a-z]*:$/s/^  batch: //p' configs/experiment/quickstart.yaml)
-while ((batch % processes)); do processes=$((processes - 1)); done # the batch is dealt out evenly
+batch=$(((batch + processes - 1) / processes * processes)) # it is dealt out evenly
 start=$SECONDS
 
 say "1/3 the embedded data set: coloured shapes"
 .venv/bin/python tools/prepare_data.py shapes
 
 say "2/3 training the small U-Net energy on $processes processes ($([ "$gpus" -gt 0 ] && echo GPUs || echo CPU))"
-.venv/bin/torchrun --standalone --nproc-per-node "$processes" launch/train.py experiment=quickstart run=runs/quickstart "$@"
+.venv/bin/torchrun --standalone --nproc-per-node "$processes" launch/train.py experiment=quickstart budget.batch="$batch" \
+    run=runs/quickstart "$@"
 
 say "3/3 sampling"
-.venv/bin/torchrun --standalone --nproc-per-node "$processes" launch/sample.py run=runs/quickstart n=64 batch=32
+.venv/bin/torchrun --standalone --nproc-per-node "$processes" launch/sample.py run=runs/quickstart n=64 \
+    batch=$(((64 + processes - 1) / processes))
 
 say "done in $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s. Pictures:"
 ls runs/quickstart/previews/*.png runs/quickstart/samples/*.png

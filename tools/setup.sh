@@ -54,13 +54,18 @@ install_ffcv() { # returns 1 where it can't be had; training then reads the same
 
 pip_install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@" >>"$log" 2>&1; }
 
+stamp() { # of all that decides what is installed: where a compiler, OpenCV or a wheel has come since, it is tried again
+    { cat setup.cfg tools/setup.sh tools/build_kernels.py ebm/nets/fused.py ebm/nets/norm_silu.cpp
+      echo "$1 ${PYTHON:-} ${EBM_FFCV:-1}"
+      command -v g++; pkg-config --modversion opencv4 libturbojpeg; compgen -G "wheels/ffcv-*.whl"
+    } 2>/dev/null | sha256sum | cut -c1-16
+}
+
 install() {
-    local extras=$1 stamp
+    local extras=$1
     mkdir -p build
     log=build/setup.log
-    stamp=$(cat setup.cfg tools/setup.sh tools/build_kernels.py ebm/nets/fused.py ebm/nets/norm_silu.cpp \
-        <(echo "$extras ${PYTHON:-} ${EBM_FFCV:-1}") | sha256sum | cut -c1-16)
-    if [ -x .venv/bin/python ] && grep -qsx "$stamp" .venv/installed; then return; fi
+    if [ -x .venv/bin/python ] && grep -qsx "$(stamp "$extras")" .venv/installed; then return; fi
     : >"$log"
     choose_python
     make_venv
@@ -73,5 +78,5 @@ install() {
         say "FFCV is not installed; the plain loader reads the same files. To have it, ask for: $packages, then run this again"
     fi
     say "$(.venv/bin/python tools/build_kernels.py 2>&1 | tail -n 1)"
-    echo "$stamp" >>.venv/installed
+    stamp "$extras" >>.venv/installed
 }
