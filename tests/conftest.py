@@ -43,6 +43,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def command() -> Command:
     """Runs `launch/<entry>.py` in a process of its own, or in several, which torchrun starts where that is asked for."""
 
+    forked.prepare(ONE_THREAD)
+
     def call(entry: str, *overrides: str, processes: int = 1, torchrun: bool = False, check: bool = True,
              env: Mapping[str, str] = ONE_THREAD) -> subprocess.CompletedProcess[str]:
         if torchrun:

@@ -10,42 +10,60 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
-# A process that has imported them serves all tests of this one; what can't be imported is left to the entries themselves.
+# One process that has imported them serves all tests; what can't be imported there is left to the entries themselves.
 PRELOADED = ["forked", "torch._dynamo", "launch.train", "launch.sample", "launch.evaluate", "launch.diagnose", "warm"]
+FORKED = multiprocessing.get_context("forkserver")
+
+
+def prepare(env: Mapping[str, str]) -> None:
+    """Starts the process that others are forked from; ``env`` holds what its imports read, once for all."""
+    FORKED.set_forkserver_preload(PRELOADED)
+    with patch.dict(os.environ, env, PYTHONPATH=f"{ROOT}:{ROOT}/tests"):
+        forkserver.ensure_running()
 
 
 def run(entry: str, overrides: Sequence[str], *, processes: int, env: Mapping[str, str], timeout: float,
         ) -> subprocess.CompletedProcess[str]:
-    """Runs `launch/<entry>.py` to its end, in ``processes`` processes that find each other as a SLURM job's do."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with patch.dict(os.environ, env, PYTHONPATH=f"{ROOT}:{ROOT}/tests"):  # what is imported reads some of it, once
-        forkserver.ensure_running()
+    """Runs `launch/<entry>.py` to its end, in ``processes`` processes that find each other by their environment."""
+    script = f"{ROOT}/launch/{entry}.py"
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder, name) for name in ("out", "err")]
         for file in said:
             file.touch()
-        script = f"{ROOT}/launch/{entry}.py"
-        ranks = [context.Process(target=become, args=(script, [*overrides], {**env, **peers}, *map(str, said)))
+        ranks = [FORKED.Process(target=become, args=(script, [*overrides], {**env, **peers}, *map(str, said)))
                  for peers in places(processes)]
-        for process in ranks:
-            process.start()
-        end = time.monotonic() + timeout
-        for process in ranks:
-            process.join(max(0.0, end - time.monotonic()))
-        late = [process for process in ranks if process.is_alive()]
-        for process in late:
-            process.kill()
-            process.join()
+        try:
+            for process in ranks:
+                process.start()
+            late = wait(ranks, timeout)
+        finally:
+            for process in ranks:
+                if process.is_alive():
+                    process.kill()
+                process.join()
         out, err = (file.read_text(errors="replace") for file in said)
     assert not late, f"{entry} {' '.join(overrides)} took longer than {timeout} s:\n{out}\n{err}"
     codes = [process.exitcode or 0 for process in ranks]
     return subprocess.CompletedProcess([script, *overrides], next(filter(None, codes), 0), out, err)
+
+
+def wait(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: float) -> bool:
+    """Waits for their end, and 30 s for the others' once one has failed; whether they took longer than ``timeout``."""
+    end = time.monotonic() + timeout
+    while alive := [process for process in ranks if process.is_alive()]:
+        if any(process.exitcode for process in ranks):
+            connection.wait([process.sentinel for process in alive], 30)
+            return False
+        if not connection.wait([process.sentinel for process in alive], max(0.0, end - time.monotonic())):
+            return True
+    return False
 
 
 def places(processes: int) -> list[dict[str, str]]:
@@ -68,5 +86,6 @@ def become(script: str, overrides: list[str], env: dict[str, str], out: str, err
     os.environ.clear()
     os.environ.update(env)
     os.chdir(ROOT)
+    np.random.seed(None)  # nothing random may come from the process that all are forked from
     sys.argv = [script, *overrides]
     runpy.run_path(script, run_name="__main__")

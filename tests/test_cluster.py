@@ -68,7 +68,7 @@ def until(what: Callable[[], Any], seconds: float = 240, *, why: str) -> Any:
     end = time.monotonic() + seconds
     while not (result := what()):
         assert time.monotonic() < end, f"waited {seconds} s in vain for {why}"
-        time.sleep(0.3)
+        time.sleep(1.0)  # each look costs SLURM, its database and these cores a tenth of a second
     return result
 
 

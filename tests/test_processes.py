@@ -26,7 +26,7 @@ def reference(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPa
     runs = {}
     for processes in (1, 2):
         runs[processes] = tmp_path_factory.mktemp("reference") / "run"
-        command("train", *tiny, f"run={runs[processes]}", LENGTH, processes=processes, torchrun=processes > 1)
+        command("train", *tiny, f"run={runs[processes]}", LENGTH, processes=processes, torchrun=True)
     return runs
 
 
@@ -74,6 +74,23 @@ def test_a_run_can_come_back_on_another_number_of_processes(
     command("train", *tiny, f"run={tmp_path}", f"budget.images={11 * BATCH}", processes=2)
     command("train", *tiny, f"run={tmp_path}", LENGTH)
     close(reference[1], tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_unet_on_two_processes_is_that_of_one_and_resumes_bit_for_bit(
+    precision: str, tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    few = ("model=", "model.network", "precision")
+    unet = [*(one for one in tiny if not one.startswith(few)), "model=unet", "model.network.width=16", "model.network.blocks=1",
+            f"precision={precision}"]
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    command("train", *unet, f"run={one}", f"budget.images={8 * BATCH}", "budget.micro_batch=4")
+    command("train", *unet, f"run={two}", f"budget.images={8 * BATCH}", processes=2)
+    command("train", *unet, f"run={again}", f"budget.images={3 * BATCH}", processes=2)
+    command("train", *unet, f"run={again}", f"budget.images={8 * BATCH}", processes=2)
+    assert fingerprint(final_state(again)) == fingerprint(final_state(two))
+    if precision == "fp32":
+        close(one, two)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

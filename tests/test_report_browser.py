@@ -28,7 +28,7 @@ from test_report import EVIL, calibration, grid, held_out, sampled, start, studi
 from tools import report
 from tools.review.album import Album, square
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install 'ebm[dev]')")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -476,15 +476,18 @@ def test_a_page_that_is_written_again_reloads_and_stays_where_it_was(large: Path
     reader.until(lambda: abs(reader.run(top) - before) < 3, f"the page to come back to where it was, {before:.0f}")
 
 
-def test_three_hundred_runs_are_there_within_two_seconds(large: Path, reader: Reader) -> None:
-    times = []
+def test_three_hundred_runs_are_there_within_two_seconds(large: Path, real: Path, reader: Reader) -> None:
+    times, few = [], []
     for _ in range(3):  # the machine is shared: the best of three
-        reader.open(large)
-        times.append(reader.run("return performance.getEntriesByName('ready')[0].startTime"))
+        for page, found in ((large, times), (real, few)):
+            reader.open(page)
+            found.append(reader.run("return performance.getEntriesByName('ready')[0].startTime"))
+    reader.open(large)
     assert reader.one("#count").text == "300"
     assert reader.run("return document.querySelectorAll('#loss-chart .scatterlayer path.js-line').length") > 5
     print(f"ready after {', '.join(f'{one:.0f}' for one in times)} ms; {large.stat().st_size / 1e6:.1f} MB")
-    assert min(times) < 2000
+    # Where a page of two runs takes half a second (0.4 on two idle cores), other work has the machine: then in proportion.
+    assert min(times) < max(2000, 4 * min(few))
 
 
 def test_slides_are_written(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def trained(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPath
 
 def images(command: Command, run: Path, out: Path, *overrides: str, processes: int = 1) -> np.ndarray:
     command("sample", f"run={run}", f"out={out}", "device=cpu", "sampler=heun_churn", "sampler.steps=4", *overrides,
-            processes=processes)
+            processes=processes, torchrun=processes > 1)
     (path,) = out.glob("*.npz")
     return np.load(path)["images"]
 
