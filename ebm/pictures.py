@@ -15,13 +15,15 @@ from ebm.files import write_atomically
 
 
 def grid(images: Tensor) -> NDArray[np.uint8]:
-    """Images (B, C, H, W) row by row in a nearly square picture (H', W', 3), one black pixel around each; beyond [-1, 1]
-    they are clamped."""
+    """Images (B, C, H, W) row by row in a nearly square picture (H', W', 3), beyond [-1, 1] clamped.
+
+    Around each is a black pixel; a single image stands alone.
+    """
     count, _, height, width = images.shape
-    columns = math.ceil(math.sqrt(count))
-    page = np.zeros((math.ceil(count / columns) * (height + 1) + 1, columns * (width + 1) + 1, 3), np.uint8)
+    columns, gap = math.ceil(math.sqrt(count)), int(count > 1)
+    page = np.zeros((math.ceil(count / columns) * (height + gap) + gap, columns * (width + gap) + gap, 3), np.uint8)
     for index, tile in enumerate(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = index // columns * (height + 1) + 1, index % columns * (width + 1) + 1
+        top, left = index // columns * (height + gap) + gap, index % columns * (width + gap) + gap
         page[top:top + height, left:left + width] = tile
     return page
 

@@ -46,7 +46,7 @@ def tracked(cfg: DictConfig) -> Tracking:
     if mode not in MODES:
         raise ValueError(f"track.mode: {track.mode!r} is not accepted; choose {', '.join(MODES)}")
     if not there and mode in ("online", "offline") and track.mode != os.environ.get("WANDB_MODE"):
-        raise ValueError(f"track.mode: {track.mode!r} is not accepted; wandb isn't installed: pip install 'ebm[wandb]'")
+        raise ValueError(f"track.mode: {track.mode!r} is not accepted; wandb isn't installed: pip install -e '.[wandb]'")
     seconds = {name: plain(cfg, f"track.{name}", float, least=0) for name in ("start_seconds", "finish_seconds")}
     return Tracking(mode=mode if there else "disabled", project=plain(cfg, "track.project", str),
                     entity=None if track.entity is None else plain(cfg, "track.entity", str),

@@ -90,7 +90,7 @@ def test_a_cpu_and_a_missing_library_say_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(power.importlib, "import_module", absent)
     counter, reason = joule_counter(torch.device("cuda"))
     assert counter() is None
-    assert reason == "nvidia-ml-py: not installed; joules need pip install 'ebm[evaluate]'"
+    assert reason == "nvidia-ml-py: not installed; joules need pip install -e '.[evaluate]'"
 
 
 def test_the_gpu_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:

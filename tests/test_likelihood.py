@@ -153,7 +153,7 @@ def test_unusable_numbers_are_named(name: str, value: float) -> None:
 
 def test_without_scipy_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.integrate", None)
-    with pytest.raises(ValueError, match=r"^scipy: not installed; likelihoods need pip install 'ebm\[evaluate\]'$"):
+    with pytest.raises(ValueError, match=r"^scipy: not installed; likelihoods need pip install -e '\.\[evaluate\]'$"):
         FLOW.nll(LAWS["gaussian"], torch.ones(1, *SMALL), sigma_data=0.5, probes=None)
 
 

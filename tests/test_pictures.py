@@ -36,6 +36,10 @@ def test_grey_images_and_pixels_out_of_range_are_shown() -> None:
     assert page[3, 1].tolist() == [255] * 3
 
 
+def test_a_single_image_has_no_frame() -> None:
+    assert grid(torch.ones(1, 3, 2, 5)).shape == (2, 5, 3)
+
+
 @pytest.mark.parametrize("entry", ["train", "sample"])
 def test_starting_and_drawing_import_nothing_that_takes_seconds(entry: str) -> None:
     code = (f"import sys, torch, launch.{entry}; from ebm.pictures import grid; grid(torch.zeros(1, 3, 2, 2)); "

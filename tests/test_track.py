@@ -245,7 +245,7 @@ def test_wandbs_own_words_are_understood(given: str, meant: str) -> None:
 def test_where_wandb_is_missing_nothing_is_tracked_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert tracked(config()).mode == "disabled"
-    with pytest.raises(ValueError, match=r"pip install 'ebm\[wandb\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[wandb\]'"):
         tracked(config(mode="offline"))
     monkeypatch.setenv("WANDB_MODE", "offline")  # of a shell, for other projects
     assert tracked(config(mode="offline")).mode == "disabled"

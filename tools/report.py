@@ -66,7 +66,7 @@ def published() -> ModuleType:
     try:
         return importlib.import_module("tools.review.published")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"--wandb: {error.name} isn't installed; pip install 'ebm[wandb]'") from error
+        raise ModuleNotFoundError(f"--wandb: {error.name} isn't installed; pip install -e '.[wandb]'") from error
 
 
 def write(folder: Path, out: Path, *, album: Album, watch: float | None) -> dict[str, Any]:

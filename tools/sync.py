@@ -52,7 +52,7 @@ def main() -> None:
     options = arguments()
     try:
         if importlib.util.find_spec("wandb") is None:
-            raise ValueError("wandb isn't installed: pip install 'ebm[wandb]'")
+            raise ValueError("wandb isn't installed: pip install -e '.[wandb]'")
         if options.dry_run:
             listing(segments(folders(options.folder), online=options.online))
             return

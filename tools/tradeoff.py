@@ -19,7 +19,7 @@ def draw(groups: Sequence[Sequence[Row]], panels: Sequence[Curves], *, by: str) 
     try:
         import matplotlib as mpl
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--by: matplotlib isn't installed; pip install 'ebm[evaluate]'") from error
+        raise ModuleNotFoundError("--by: matplotlib isn't installed; pip install -e '.[evaluate]'") from error
     mpl.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -211,5 +211,5 @@ def fidelity() -> Any:
     try:
         import torch_fidelity
     except ImportError as error:
-        raise ValueError("torch-fidelity: not installed; figures of quality need pip install 'ebm[evaluate]'") from error
+        raise ValueError("torch-fidelity: not installed; figures of quality need pip install -e '.[evaluate]'") from error
     return torch_fidelity

@@ -86,7 +86,7 @@ def standard(name: str, root: str | Path, *, count: int, shape: Shape, seed: int
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             data = getattr(datasets, kind)(str(root), **arguments, download=False)
     except ImportError as error:
-        raise FileNotFoundError(f"{name}: {error.name}: not installed; it needs pip install 'ebm[evaluate]'") from error
+        raise FileNotFoundError(f"{name}: {error.name}: not installed; it needs pip install -e '.[evaluate]'") from error
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(f"{name}: not in {root}; on a node with a network: python -c \"from torchvision.datasets "
                                 f"import {kind}; {kind}({told})\"") from error

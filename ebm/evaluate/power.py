@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 Counter = Callable[[], "float | None"]
-NEEDS = "nvidia-ml-py: not installed; joules need pip install 'ebm[evaluate]'"
+NEEDS = "nvidia-ml-py: not installed; joules need pip install -e '.[evaluate]'"
 
 
 @dataclass(kw_only=True)

@@ -99,7 +99,7 @@ class Album:
 def encoded(picture: Image.Image, grid: Grid, places: list[tuple[int, int]], columns: int, *,
             largest: int, quality: int) -> tuple[bytes, dict[str, Any]]:
     """A sheet's bytes, and its form: ``columns``, ``rows``, ``width`` and ``height`` of a tile, ``count``."""
-    # torchvision's grids have a pixel between their tiles and around them; a single image has none.
+    # The grids of `ebm/pictures.py` have a pixel between their tiles and around them; a single image has none.
     gap = 1 if grid.columns * grid.rows > 1 and fits(picture.size, grid) else 0
     across, down = (picture.width - gap) / grid.columns, (picture.height - gap) / grid.rows
     width, height = max(1, round(across) - gap), max(1, round(down) - gap)

@@ -37,7 +37,7 @@ def plotly() -> str:
     found = find_spec("plotly")
     path = Path(found.origin).parent / "package_data" / "plotly.min.js" if found is not None and found.origin else None
     if path is None or not path.exists():
-        raise ModuleNotFoundError("plotly: it isn't installed; pip install 'ebm[report]'")
+        raise ModuleNotFoundError("plotly: it isn't installed; pip install -e '.[report]'")
     return path.read_text(encoding="utf-8")
 
 
