@@ -44,7 +44,8 @@ class UNet(nn.Module):
         self, *, channels: int, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], patch: int
     ) -> None:
         super().__init__()
-        whole(1, channels=channels, width=width, blocks=blocks, patch=patch)
+        whole(1, channels=channels, width=width, patch=patch)
+        whole(0, blocks=blocks)
         if not multipliers or min(multipliers) < 1:
             raise ValueError(f"multipliers: {[*multipliers]} are not accepted; each must be at least 1, one for each level")
         if not {*attention} <= {*range(len(multipliers))}:
