@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Draws samples from a trained run: `python launch/sample.py run=<folder> sampler=<name> n=<count> seed=<int>`.
 
-Image i depends on the seed and on i alone, so any number of processes (`torchrun`) draws the same images. Batches are put
-aside as they are drawn: what was interrupted goes on from there.
+Image i depends on the seed and on i alone, so any number of processes (`torchrun`) draws the same images; to the last bit on
+a CPU where each has as many threads, whose number orders a convolution's sums. Batches are put aside as they are drawn: what
+was interrupted goes on from there.
 """
 from __future__ import annotations
 
