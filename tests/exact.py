@@ -49,7 +49,7 @@ class GaussianMixture:
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """∇ log p(x; σ), (B, C, H, W), (B,) -> (B, C, H, W)."""
-        pull = self._log_joint(x, sigma).softmax(1) / self._variances(x, sigma)  # (B, K)
+        pull = self.shares(x, sigma) / self._variances(x, sigma)  # (B, K)
         return torch.einsum("bk,bkchw->bchw", pull, self.means.to(x) - x[:, None])
 
     def sample(self, count: int, *, sigma: float, generator: torch.Generator) -> Tensor:
@@ -57,6 +57,10 @@ class GaussianMixture:
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         n = torch.randn(count, *self.means.shape[1:], generator=generator, dtype=self.means.dtype)
         return self.means[k] + (self.stds[k] ** 2 + sigma**2).sqrt().view(-1, 1, 1, 1) * n
+
+    def shares(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """p(component | x; σ), (B, C, H, W), (B,) -> (B, K); over the law at σ their mean is the weights."""
+        return self._log_joint(x, sigma).softmax(1)
 
     def component(self, x: Tensor) -> Tensor:
         """The component with the nearest mean, (B, C, H, W) -> (B,)."""
