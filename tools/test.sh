@@ -15,6 +15,5 @@ say "ruff"
 say "mypy"
 .venv/bin/mypy
 say "pytest"
-# A process for every core; each file's tests stay together, as they share what is made once, such as a cluster. Files keep
-# their order, in which the cluster's, the longest, is among the first.
-exec .venv/bin/python -m pytest -n "$(nproc)" --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+# A process for every core; each file's tests stay together, as they share what is made once, such as a cluster.
+exec .venv/bin/python -m pytest -n "$(nproc)" --maxprocesses 4 --dist loadfile "$@"
