@@ -63,8 +63,8 @@ def main(cfg: DictConfig) -> None:
             artist = assigned(cfg, artist, lambda other: prepare(other, world))
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
             if world.is_main:
-                Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
-        aside = world.share(Path(cfg.out) / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
+                out.mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
+        aside = world.share(out / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
         for part in progress(parts, world):
             put_aside(aside, part, artist)
         world.everyone(None)  # the last batch has been written

@@ -47,7 +47,7 @@ def run(entry: str, overrides: Sequence[str], *, processes: int, env: Mapping[st
             for process in ranks:
                 if process.is_alive():
                     process.kill()
-                process.join()
+                    process.join()
         out, err = (file.read_text(errors="replace") for file in said)
     assert not late, f"{entry} {' '.join(overrides)} took longer than {timeout} s:\n{out}\n{err}"
     codes = [process.exitcode or 0 for process in ranks]

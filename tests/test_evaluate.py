@@ -56,7 +56,7 @@ def test_every_figure_has_its_protocol(one: dict[str, dict[str, Any]]) -> None:
 def test_figures_do_not_depend_on_the_processes(one: dict[str, dict[str, Any]], trained: Path, command: Command,
                                                 tmp_path: Path) -> None:
     command("evaluate", f"run={trained}", f"out={tmp_path}", f"samples={tmp_path}/samples", *ASKED,
-            "metrics=[quality,neighbours]", processes=2)
+            "metrics=[quality,neighbours]", processes=2, torchrun=True)
     two = records(tmp_path)
     for name in ("quality", "neighbours"):
         assert two[name]["measure"] == one[name]["measure"]

@@ -486,8 +486,8 @@ def test_three_hundred_runs_are_there_within_two_seconds(large: Path, real: Path
     assert reader.one("#count").text == "300"
     assert reader.run("return document.querySelectorAll('#loss-chart .scatterlayer path.js-line').length") > 5
     print(f"ready after {', '.join(f'{one:.0f}' for one in times)} ms; {large.stat().st_size / 1e6:.1f} MB")
-    # Where a page of two runs takes half a second (0.4 on two idle cores), other work has the machine: then in proportion.
-    assert min(times) < max(2000, 4 * min(few))
+    # Where a page of two runs takes 0.7 s (0.4 on two idle cores), other work has the machine: then in proportion, 2.2 if idle.
+    assert min(times) < max(2000, 3 * min(few))
 
 
 def test_slides_are_written(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

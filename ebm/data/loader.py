@@ -145,7 +145,7 @@ class Reader:
     def parts(self) -> Iterable[Tensor]:
         """The whole set once and in the file's order, (n, 3, H, W) uint8 on the CPU, part by part."""
         every, size = np.arange(self.dataset.count), max(1, PART // int(np.prod(self.dataset.shape)))
-        if has_ffcv():  # one thread copies a GB in a second, and compiling for several takes seconds longer
+        if has_ffcv():  # one thread copies a GB in a second, and compiling for several takes a second more
             source = ffcv_batches(self.dataset.path, [every], batch=min(size, len(every)), workers=1, device=self.device)
             return guarded(source, timeout=self.timeout, path=self.dataset.path)
         return (self.dataset.pixels(every[i:i + size]) for i in range(0, len(every), size))

@@ -57,7 +57,7 @@ def torchvision(path: Path, device: torch.device) -> Stream:
 
 
 def ours(path: Path, device: torch.device, resident_bytes: int) -> Stream:
-    """This project's batches, with the baseline's number of workers."""
+    """This project's batches, a set that streams with the baseline's number of workers."""
     return Dataset.open(path).batches(batch=BATCH, seed=0, start=0, rank=0, world=1, device=device, flip=True,
                                       resident_bytes=resident_bytes, workers=2, timeout=600.0)
 
