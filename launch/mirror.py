@@ -2,12 +2,14 @@
 """Weights & Biases beside a run, W&B's side: mirrors the run's metrics.jsonl until the run says how it has ended.
 
 `launch/track.py` starts it and writes two lines of JSON to its standard input, what is to be mirrored and, at the end, how
-it went; an end without a word is a kill. Nothing here can reach the run.
+it went; an end without a word is a kill. Where W&B's client hangs, this process begins again without the server. Nothing
+here can reach the run.
 """
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
@@ -17,6 +19,8 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     import wandb
 
 POLL = 2.0  # seconds
+PATIENCE = 30.0  # seconds more than the server is given, for W&B's client to begin: it takes 10 to find out that nobody answers
 FULL = 20 << 20  # bytes free below which nothing more is written
 TAG = 64  # characters that W&B takes
 NAMES = "track.json"  # in a run's folder: what W&B knows of it, by name
@@ -43,7 +48,8 @@ def main() -> None:
     os.nice(10)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    spec: Spec = json.loads(sys.stdin.buffer.readline())
+    with open(int(sys.argv[1]), "rb") if len(sys.argv) > 1 else words() as told:
+        spec: Spec = json.loads(told.readline())
     logging.raiseExceptions = False  # on a full disk wandb's own log would print a traceback for each of its lines
     os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported
     os.environ.pop("WANDB_MODE", None)  # the config has it, in our words
@@ -54,6 +60,11 @@ def main() -> None:
     except Exception as error:  # whatever it is: the run goes on
         say(f"{type(error).__name__}: {' '.join(str(error).split())}; the run goes on, metrics.jsonl holds everything")
         sys.exit(1)
+
+
+def words() -> io.FileIO:
+    """What the run says, read without a buffer: that would be lost where this process begins again."""
+    return io.FileIO(0, closefd=False)
 
 
 def say(text: str) -> None:
@@ -78,21 +89,55 @@ def begin(spec: Spec) -> tuple[wandb.Run, int]:
     folder = Path(spec["folder"])
     place = Path(os.environ.get("WANDB_DIR") or folder).resolve()
     known = identity(folder, spec["name"], place)
-    offline, why = [*place.glob(f"wandb/offline-run-*-{known}")], ""
+    offline, why = [*place.glob(f"wandb/offline-run-*-{known}")], spec.get("why", "")
     if offline:
         why = "as it began"  # a server takes no steps before those that it has
     elif spec["mode"] in ("auto", "online"):
-        try:
-            if wandb.login(prompt=False, timeout=max(1, round(spec["start_seconds"]))):
-                run = init(spec, place, known, "online")
-                return run, (run.starting_step if run.resumed else 0) - 1
-            why = "no key is known"
-        except (wandb.errors.Error, ValueError, OSError) as error:
-            wandb.teardown()  # else its service holds the run's id to be in use
-            why = " ".join(str(error).split())
+        with at_most(spec["start_seconds"] + PATIENCE, spec):
+            try:
+                if wandb.login(prompt=False, timeout=max(1, round(spec["start_seconds"]))):
+                    run = init(spec, place, known, "online")
+                    return run, (run.starting_step if run.resumed else 0) - 1
+                why = "no key is known"
+            except (wandb.errors.Error, ValueError, OSError) as error:
+                wandb.teardown()  # else its service holds the run's id to be in use
+                end_service()
+                why = " ".join(str(error).split())
     if spec["kind"] == "train" and not offline:
         say(f"offline{f' ({why})' if why else ''}; python tools/sync.py {shlex.quote(os.path.relpath(folder))} uploads it")
     return init(spec, place, known, "offline"), max([-1, *map(last_step, offline)])
+
+
+@contextlib.contextmanager
+def at_most(seconds: float, spec: Spec) -> Iterator[None]:
+    """Context that is left within a time, or this process begins again, offline: W&B's client waits for its own service
+    without end, in `wandb.teardown` for one."""
+    timer = threading.Timer(seconds, begin_again, ({**spec, "mode": "offline", "why": f"no word in {seconds:g} s"},))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def begin_again(spec: Spec) -> None:
+    """Puts a new mirror in this process's place, which reads on where this one stopped."""
+    end_service()
+    with tempfile.TemporaryFile() as file:
+        file.write(json.dumps(spec).encode())
+        file.seek(0)
+        os.set_inheritable(file.fileno(), True)
+        os.execv(sys.executable, [sys.executable, __file__, str(file.fileno())])
+
+
+def end_service() -> None:
+    """Kills what W&B's client has started and left, and makes it start another."""
+    with contextlib.suppress(OSError):  # Linux alone tells
+        for task in Path("/proc/self/task").iterdir():
+            for child in (task / "children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 def identity(folder: Path, name: str, place: Path) -> str:
@@ -146,7 +191,7 @@ def follow(run: wandb.Run, spec: Spec, done: int) -> Spec:
     while said is None:
         ready, _, _ = select.select([sys.stdin], [], [], POLL)
         if ready:
-            line = sys.stdin.buffer.readline()
+            line = words().readline()
             said = json.loads(line) if line.endswith(b"\n") else {"how": "killed", "code": 137, "error": "", "records": []}
         if shutil.disk_usage(run.dir).free >= FULL:
             follower.read()

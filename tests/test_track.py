@@ -1,6 +1,7 @@
 """W&B mirrors a run by its own reader's account, through stops and kills, and never slows or ends it."""
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +167,35 @@ def test_a_dead_server_changes_nothing(tiny: list[str], command: Command, run: P
     assert "W&B: offline (" in done.stderr
     same_history(tmp_path / "run")
     assert fingerprint(final_state(tmp_path / "run")) == fingerprint(final_state(run))
+
+
+def test_a_service_that_hangs_changes_nothing(tiny: list[str], command: Command, run: Path, tmp_path: Path) -> None:
+    def freeze() -> None:  # W&B's client waits for its service to end, and a stopped one doesn't
+        while not (frozen := [*services(tmp_path)]):
+            time.sleep(0.02)
+        for service in frozen:
+            os.kill(service, signal.SIGSTOP)
+
+    overrides = [one for one in TRACKED if not one.startswith("track.mode")]
+    threading.Thread(target=freeze, daemon=True).start()
+    done = command("train", *tiny, *overrides, f"run={tmp_path}/run", "track.mode=online", "track.start_seconds=1",
+                   env={**ONE_THREAD, **DEAD})
+    assert done.stderr.count("W&B:") == 1, done.stderr
+    assert "W&B: offline (no word in 31 s)" in done.stderr
+    assert not [*services(tmp_path)], "a hanging service stays"
+    same_history(tmp_path / "run")
+    assert fingerprint(final_state(tmp_path / "run")) == fingerprint(final_state(run))
+
+
+def services(folder: Path) -> Iterator[int]:
+    """The processes of W&B's service that belong to runs in a folder, as soon as they can be spoken to."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_text().split("\0")
+            if "wandb-core" in words[0] and not Path(words[words.index("--port-filename") + 1]).parent.exists():
+                parent = Path("/proc", re.findall(r"PPid:\s*(\d+)", (process / "status").read_text())[0])
+                if any(str(folder) in os.readlink(link) for link in (parent / "fd").iterdir()):
+                    yield int(process.name)
 
 
 def test_an_online_run_that_comes_back_goes_on_where_the_server_is(tiny: list[str], command: Command, tmp_path: Path) -> None:
