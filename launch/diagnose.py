@@ -6,12 +6,14 @@ Writes diagnosis.json, diagnosis.png and diagnosis.txt into `out`. One process, 
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+gc.disable()  # until all is imported, by launch.entry
 
 import torch
 from hydra import compose

@@ -1,9 +1,11 @@
 """How an entry begins and ends: Hydra reads the command line, and a bad value ends in one line before any work."""
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import difflib
+import gc
 import os
 import re
 import signal
@@ -48,6 +50,7 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
     """The same, ending as Python does."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here instead of being printed as a traceback
     keep_memory()
+    spare_collector()
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)
     try:
         entry()
@@ -55,6 +58,13 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
         refuse(explain(error, config))
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C; nothing half-written is left", code=128 + signal.SIGINT)
+
+
+def spare_collector() -> None:
+    """Keeps the garbage collector from what is imported, which stays: it would go through all of it again and again."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.freeze)  # Python's own end goes through everything that is left, a second or two
 
 
 def keep_memory() -> None:

@@ -7,6 +7,7 @@ the protocol by which they were measured. What was interrupted goes on from ther
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+gc.disable()  # until all is imported, by launch.entry
 
 import torch
 from omegaconf import DictConfig, OmegaConf

@@ -8,6 +8,7 @@ was interrupted goes on from there.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+gc.disable()  # until all is imported, by launch.entry
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig

@@ -6,6 +6,7 @@ A run whose folder holds a checkpoint goes on from it. Ctrl-C, SIGTERM and SIGUS
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
+gc.disable()  # until all is imported, by launch.entry
 
 from omegaconf import DictConfig
 

@@ -88,11 +88,13 @@ def cluster() -> Iterator[Cluster]:
     assert not folder.exists()
 
 
-def faults(folder: Path, plan: dict[int, dict[str, Any]], *, ffcv: bool, each: float = 0.15, **seconds: float) -> list[str]:
-    """Overrides that put faults into a study's jobs, by the number that `save.held_out` has in them."""
+def faults(folder: Path, plan: dict[int, dict[str, Any]], *, ffcv: bool, each: float = 0.15,
+           seconds: dict[int, list[float]] | None = None) -> list[str]:
+    """Overrides that put faults into a study's jobs, by the number that `save.held_out` has in them; a step lasts ``each``
+    or, start by start, what ``seconds`` has for that number."""
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "faults" / "sitecustomize.py", folder)
-    (folder / "faults.json").write_text(json.dumps({"faults": plan, "ffcv": ffcv, "seconds": {"each": each, **seconds}}))
+    (folder / "faults.json").write_text(json.dumps({"faults": plan, "ffcv": ffcv, "each": each, "seconds": seconds or {}}))
     return [f"hydra.launcher.setup=['export PYTHONPATH={folder} OMP_NUM_THREADS=1']"]
 
 
@@ -101,6 +103,12 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     study = max((folder / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
     points = json.loads(study.read_text())["points"]
     return {number(point["overrides"]): {**point, "study": study.parent} for point in points if point["kind"] == "train"}
+
+
+def alone(cluster: Cluster, store: Path) -> None:
+    """Cancels the samplings of a store's newest study, where a test is about trainings: they would only take its time."""
+    study = max((store / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    cluster.ask("scancel", *(point["job"] for point in json.loads(study.read_text())["points"] if point["kind"] == "sample"))
 
 
 def number(overrides: list[str]) -> str:
@@ -160,8 +168,10 @@ def limited(cluster: Cluster, tiny: list[str], tmp_path_factory: pytest.TempPath
     store = tmp_path_factory.mktemp("limited")
     cluster.sweep(*without(tiny), *SMALL, f"store={store}", "hydra.launcher.exclude='n2,n3'", "hydra.launcher.timeout_min=1",
                   "hydra.launcher.signal_delay_s=5", "hydra.launcher.cpus_per_task=4", "track.mode=offline",
-                  *faults(store / "faults", {}, ffcv=False, each=1.4), "save.held_out=13,14")
+                  *faults(store / "faults", {}, ffcv=False, seconds={13: [1.4, 1.4, 0.15], 14: [1.4, 0.15]}),
+                  "save.held_out=13,14")
     points = {"preempted": read(store)["13"], "limit": read(store)["14"]}
+    alone(cluster, store)
 
     def preempt() -> None:
         cluster.ask("sbatch", "-p", "urgent", "-w", "n1", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
@@ -178,7 +188,7 @@ def limited(cluster: Cluster, tiny: list[str], tmp_path_factory: pytest.TempPath
         points["preempted"]["late"] = step(points["preempted"])
         preempt()
         for name, point in points.items():
-            # Its minute leaves a slow machine few steps after each start: seven starts have been seen, of 12 to 44 s each.
+            # Its minute leaves a slow machine few steps after each start: starts of 12 to 44 s have been seen.
             until(lambda point=point: over(cluster, point), 1100, why=f"the end of {name}")  # type: ignore[misc]
             point["state"] = cluster.state(point["job"])
         return points
@@ -200,11 +210,7 @@ def first(cluster: Cluster, store: Path, command_line: list[str], limited: objec
     said = cluster.sweep(*command_line)
     assert time.monotonic() - started < 30
     assert "12 runs and 12 samplings queued in 2 arrays" in said
-    again = cluster.sweep(*command_line)
-    assert "0 runs and 0 samplings queued" in again
     points = {name: read(store)[str(number)] for name, number in NAMES.items()}
-    older = sorted((store / "studies").iterdir())[0]
-    points = {name: {**point, "study": older} for name, point in points.items()}
 
     def requeue(name: str) -> None:
         until(lambda: step(points[name]) >= 14, why=f"step 14 of {name}")
@@ -227,7 +233,9 @@ def first(cluster: Cluster, store: Path, command_line: list[str], limited: objec
         points["damaged"]["path"] = path
 
     with ThreadPoolExecutor(3) as pool:
-        for future in [pool.submit(requeue, "requeue"), pool.submit(cancel), pool.submit(damage)]:
+        futures = [pool.submit(requeue, "requeue"), pool.submit(cancel), pool.submit(damage)]
+        assert "0 runs and 0 samplings queued" in cluster.sweep(*command_line)
+        for future in futures:
             future.result()
     for name, point in points.items():
         until(lambda point=point: over(cluster, point), 500, why=f"the end of {name}")  # type: ignore[misc]
@@ -350,6 +358,7 @@ def test_what_failed_is_queued_again_alone_and_ends_as_if_nothing_had_been(
     failed = ["raise", "nan", "full", "cancel", "stuck"]
     assert f"{len(failed)} runs and {len(failed)} samplings queued" in said
     points = read(store)
+    alone(cluster, store)
     for name in failed:
         point = points[str(NAMES[name])]
         until(lambda point=point: over(cluster, point), why=f"the end of {name}")  # type: ignore[misc]
@@ -457,6 +466,7 @@ def test_a_run_on_two_nodes_survives_the_death_of_one(cluster: Cluster, tiny: li
     cluster.sweep(*without(tiny), *SMALL, f"store={store}", "hydra.launcher.nodes=2",
                   *faults(store / "faults", {}, ffcv=True, each=0.3), "save.held_out=15,16")
     points = read(store)
+    alone(cluster, store)
     victim, other = points["15"], points["16"]
     until(lambda: min(step(victim), step(other)) >= 14, why="step 14")
     nodes = {name: cluster.ask("squeue", "-h", "-r", "-j", point["job"], "-o", "%N").strip()
