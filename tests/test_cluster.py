@@ -108,7 +108,8 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 def alone(cluster: Cluster, store: Path) -> None:
     """Cancels the samplings of a store's newest study, where a test is about trainings: they would only take its time."""
     study = max((store / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
-    cluster.ask("scancel", *(point["job"] for point in json.loads(study.read_text())["points"] if point["kind"] == "sample"))
+    points = json.loads(study.read_text())["points"]
+    cluster.ask("scancel", *(point["job"] for point in points if point["kind"] == "sample" and point["job"] != "done"))
 
 
 def number(overrides: list[str]) -> str:
@@ -372,7 +373,7 @@ def test_a_bad_override_is_refused_with_nothing_queued(
     before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
     for bad, words in ((["schedule=single", "schedule.level=-1"], "level"), (["model.network.wdith=3"], "wdith"),
                        (["hydra.launcher.partition=none"], "sbatch refused")):
-        said = cluster.sweep(*command_line, "seed=7,8", *bad, check=False)
+        said = cluster.sweep(*command_line[:-1], "save.held_out=1,2", "seed=7,8", *bad, check=False)
         assert sum(line.startswith("error:") for line in said.splitlines()) == 1, said
         assert words in said
         assert "Traceback" not in said
@@ -382,8 +383,8 @@ def test_a_bad_override_is_refused_with_nothing_queued(
 
 def test_dry_prints_the_plan_and_submits_nothing(cluster: Cluster, command_line: list[str], truth: str) -> None:
     before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
-    said = cluster.sweep(*command_line, "seed=7,8", "dry=true")
-    assert "array 1 element 23" in said
+    said = cluster.sweep(*command_line[:-1], "save.held_out=1,2", "seed=7,8", "dry=true")
+    assert "array 1 element 3" in said
     assert "element by element" in said
     assert "#SBATCH --requeue" in said
     assert "GPU-hours" in said
