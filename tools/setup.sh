@@ -1,5 +1,6 @@
 # Sourced by quickstart.sh and test.sh: makes .venv and installs the package into it, once for each setup.cfg.
-# usage: install "<extras>"      PYTHON=python3.12 chooses another Python; EBM_FFCV=0 leaves FFCV out
+# usage: install "<extras>"      PYTHON=python3.12 chooses another Python; EBM_FFCV=0 leaves FFCV out; EBM_LOWEST=1 takes the
+# oldest releases that setup.cfg allows, through uv
 packages="g++ pkg-config libopencv-dev libturbojpeg0-dev" # what FFCV is built with
 
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
@@ -52,11 +53,14 @@ install_ffcv() { # returns 1 where it can't be had; training then reads the same
     ffcv_can_build && pip_install -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
 }
 
-pip_install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@" >>"$log" 2>&1; }
+pip_install() {
+    if [ "${EBM_LOWEST:-0}" = 1 ]; then .venv/bin/uv pip install -q --resolution lowest-direct "$@" >>"$log" 2>&1; return; fi
+    .venv/bin/python -m pip install -q --disable-pip-version-check "$@" >>"$log" 2>&1
+}
 
 stamp() { # of all that decides what is installed: where a compiler, OpenCV or a wheel has come since, it is tried again
     { cat setup.cfg tools/setup.sh tools/build_kernels.py ebm/nets/fused.py ebm/nets/norm_silu.cpp
-      echo "$1 ${PYTHON:-} ${EBM_FFCV:-1}"
+      echo "$1 ${PYTHON:-} ${EBM_FFCV:-1} ${EBM_LOWEST:-0}"
       command -v g++ || :; pkg-config --modversion opencv4 libturbojpeg || :; compgen -G "wheels/ffcv-*.whl" || :
     } 2>/dev/null | sha256sum | cut -c1-16
 }
@@ -70,7 +74,7 @@ install() {
     choose_python
     make_venv
     say "installing the package and PyTorch into .venv (some GB, a few minutes the first time; log: $log)"
-    pip_install --upgrade pip wheel || true
+    if [ "${EBM_LOWEST:-0}" = 1 ]; then .venv/bin/python -m pip install -q uv >>"$log" 2>&1; else pip_install --upgrade pip wheel || true; fi
     pip_install -e ".[$extras]" || { tail -n 5 "$log" >&2; echo "error: the packages cannot be installed (log: $log)" >&2; exit 1; }
     if install_ffcv; then
         say "FFCV is installed"
