@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
-gc.disable()  # until all is imported, by launch.entry
+if __name__ == "__main__":
+    gc.disable()  # until all is imported: launch.entry turns it on again
 
 from omegaconf import DictConfig
 

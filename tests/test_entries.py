@@ -1,6 +1,7 @@
 """Bad input ends in one line that names the key and what is accepted, before anything is written; help helps."""
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from types import ModuleType
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from launch import diagnose, evaluate, sample, train
+from launch import diagnose, entry, evaluate, sample, train
 from launch.entry import run
 
 BAD = {
@@ -126,3 +127,17 @@ def test_another_config_for_the_same_run_is_refused(
             with pytest.raises(SystemExit):
                 run(train.main, config="train")
     assert "holds a checkpoint of another config: seed: 0 -> 1" in capfd.readouterr().err
+
+
+def test_work_is_collected_and_imports_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(entry.hydra, "main", lambda **_: lambda main: main)
+    gc.disable()
+    try:
+        entry.begin(lambda: seen.append((gc.isenabled(), len(gc.get_objects()))), config="train")  # type: ignore[arg-type, misc]
+    finally:
+        gc.enable()
+    ((on, watched),) = seen
+    assert on, "the collector stays off while the work goes on"
+    assert watched < 1000, "what was imported is gone through again and again"
