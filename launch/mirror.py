@@ -2,14 +2,12 @@
 """Weights & Biases beside a run, W&B's side: mirrors the run's metrics.jsonl until the run says how it has ended.
 
 `launch/track.py` starts it and writes two lines of JSON to its standard input, what is to be mirrored and, at the end, how
-it went; an end without a word is a kill. Where W&B's client hangs, this process begins again without the server. Nothing
-here can reach the run.
+it went; an end without a word is a kill. Nothing here can reach the run.
 """
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import logging
 import os
@@ -19,7 +17,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -48,8 +45,7 @@ def main() -> None:
     os.nice(10)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    with open(int(sys.argv[1]), "rb") if len(sys.argv) > 1 else words() as told:
-        spec: Spec = json.loads(told.readline())
+    spec: Spec = json.loads(sys.stdin.buffer.readline())
     logging.raiseExceptions = False  # on a full disk wandb's own log would print a traceback for each of its lines
     os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported
     os.environ.pop("WANDB_MODE", None)  # the config has it, in our words
@@ -60,11 +56,6 @@ def main() -> None:
     except Exception as error:  # whatever it is: the run goes on
         say(f"{type(error).__name__}: {' '.join(str(error).split())}; the run goes on, metrics.jsonl holds everything")
         sys.exit(1)
-
-
-def words() -> io.FileIO:
-    """What the run says, read without a buffer: that would be lost where this process begins again."""
-    return io.FileIO(0, closefd=False)
 
 
 def say(text: str) -> None:
@@ -89,18 +80,19 @@ def begin(spec: Spec) -> tuple[wandb.Run, int]:
     folder = Path(spec["folder"])
     place = Path(os.environ.get("WANDB_DIR") or folder).resolve()
     known = identity(folder, spec["name"], place)
-    offline, why = [*place.glob(f"wandb/offline-run-*-{known}")], spec.get("why", "")
+    offline, why = [*place.glob(f"wandb/offline-run-*-{known}")], ""
     if offline:
         why = "as it began"  # a server takes no steps before those that it has
     elif spec["mode"] in ("auto", "online"):
-        with at_most(spec["start_seconds"] + PATIENCE, spec):
+        with at_most(spec["start_seconds"] + PATIENCE):
             try:
                 if wandb.login(prompt=False, timeout=max(1, round(spec["start_seconds"]))):
                     run = init(spec, place, known, "online")
                     return run, (run.starting_step if run.resumed else 0) - 1
                 why = "no key is known"
             except (wandb.errors.Error, ValueError, OSError) as error:
-                wandb.teardown()  # else its service holds the run's id to be in use
+                with contextlib.suppress(SystemExit):  # where its service has not ended well
+                    wandb.teardown()  # else its service holds the run's id to be in use
                 end_service()
                 why = " ".join(str(error).split())
     if spec["kind"] == "train" and not offline:
@@ -109,26 +101,16 @@ def begin(spec: Spec) -> tuple[wandb.Run, int]:
 
 
 @contextlib.contextmanager
-def at_most(seconds: float, spec: Spec) -> Iterator[None]:
-    """Context that is left within a time, or this process begins again, offline: W&B's client waits for its own service
-    without end, in `wandb.teardown` for one."""
-    timer = threading.Timer(seconds, begin_again, ({**spec, "mode": "offline", "why": f"no word in {seconds:g} s"},))
+def at_most(seconds: float) -> Iterator[None]:
+    """Context after whose time W&B's service is killed: its client waits for it without end, in `wandb.teardown` for one, but
+    not for one that is gone."""
+    timer = threading.Timer(seconds, end_service)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-
-
-def begin_again(spec: Spec) -> None:
-    """Puts a new mirror in this process's place, which reads on where this one stopped."""
-    end_service()
-    with tempfile.TemporaryFile() as file:
-        file.write(json.dumps(spec).encode())
-        file.seek(0)
-        os.set_inheritable(file.fileno(), True)
-        os.execv(sys.executable, [sys.executable, __file__, str(file.fileno())])
 
 
 def end_service() -> None:
@@ -191,7 +173,7 @@ def follow(run: wandb.Run, spec: Spec, done: int) -> Spec:
     while said is None:
         ready, _, _ = select.select([sys.stdin], [], [], POLL)
         if ready:
-            line = words().readline()
+            line = sys.stdin.buffer.readline()
             said = json.loads(line) if line.endswith(b"\n") else {"how": "killed", "code": 137, "error": "", "records": []}
         if shutil.disk_usage(run.dir).free >= FULL:
             follower.read()

@@ -181,7 +181,7 @@ def test_a_service_that_hangs_changes_nothing(tiny: list[str], command: Command,
     done = command("train", *tiny, *overrides, f"run={tmp_path}/run", "track.mode=online", "track.start_seconds=1",
                    env={**ONE_THREAD, **DEAD})
     assert done.stderr.count("W&B:") == 1, done.stderr
-    assert "W&B: offline (no word in 31 s)" in done.stderr
+    assert "W&B: offline (" in done.stderr
     assert not [*services(tmp_path)], "a hanging service stays"
     same_history(tmp_path / "run")
     assert fingerprint(final_state(tmp_path / "run")) == fingerprint(final_state(run))
