@@ -100,15 +100,19 @@ def faults(folder: Path, plan: dict[int, dict[str, Any]], *, ffcv: bool, each: f
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """The training points of the newest study of a store, by their number."""
-    study = max((folder / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    study = newest(folder)
     points = json.loads(study.read_text())["points"]
     return {number(point["overrides"]): {**point, "study": study.parent} for point in points if point["kind"] == "train"}
 
 
+def newest(store: Path) -> Path:
+    """The record of the newest study of a store."""
+    return max((store / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+
+
 def alone(cluster: Cluster, store: Path) -> None:
     """Cancels the samplings of a store's newest study, where a test is about trainings: they would only take its time."""
-    study = max((store / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
-    points = json.loads(study.read_text())["points"]
+    points = json.loads(newest(store).read_text())["points"]
     cluster.ask("scancel", *(point["job"] for point in points if point["kind"] == "sample" and point["job"] != "done"))
 
 
@@ -189,8 +193,7 @@ def limited(cluster: Cluster, tiny: list[str], tmp_path_factory: pytest.TempPath
         points["preempted"]["late"] = step(points["preempted"])
         preempt()
         for name, point in points.items():
-            # Its minute leaves a slow machine few steps after each start: starts of 12 to 44 s have been seen.
-            until(lambda point=point: over(cluster, point), 1100, why=f"the end of {name}")  # type: ignore[misc]
+            until(lambda point=point: over(cluster, point), 500, why=f"the end of {name}")  # type: ignore[misc]
             point["state"] = cluster.state(point["job"])
         return points
 

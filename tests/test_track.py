@@ -170,16 +170,25 @@ def test_a_dead_server_changes_nothing(tiny: list[str], command: Command, run: P
 
 
 def test_a_service_that_hangs_changes_nothing(tiny: list[str], command: Command, run: Path, tmp_path: Path) -> None:
+    frozen: list[int] = []
+    over = threading.Event()
+
     def freeze() -> None:  # W&B's client waits for its service to end, and a stopped one doesn't
-        while not (frozen := [*services(tmp_path)]):
-            time.sleep(0.02)
-        for service in frozen:
-            os.kill(service, signal.SIGSTOP)
+        while not (frozen or over.wait(0.02)):
+            for service in services(tmp_path):
+                os.kill(service, signal.SIGSTOP)
+                frozen.append(service)
 
     overrides = [one for one in TRACKED if not one.startswith("track.mode")]
-    threading.Thread(target=freeze, daemon=True).start()
-    done = command("train", *tiny, *overrides, f"run={tmp_path}/run", "track.mode=online", "track.start_seconds=1",
-                   env={**ONE_THREAD, **DEAD})
+    freezing = threading.Thread(target=freeze)
+    freezing.start()
+    try:
+        done = command("train", *tiny, *overrides, f"run={tmp_path}/run", "track.mode=online", "track.start_seconds=1",
+                       env={**ONE_THREAD, **DEAD})
+    finally:
+        over.set()
+        freezing.join()
+    assert frozen, "no service was there to be stopped"
     assert done.stderr.count("W&B:") == 1, done.stderr
     assert "W&B: offline (" in done.stderr
     assert not [*services(tmp_path)], "a hanging service stays"
