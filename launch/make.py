@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.data import Dataset
 from ebm.data.order import share
 from ebm.data.quantum import dequantised_batches
+from ebm.data.stream import through_ffcv
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
 from ebm.train.budget import Budget
@@ -106,10 +107,13 @@ def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch
     flip, workers = plain(cfg, "data.flip", bool), plain(cfg, "data.workers", int, least=1)
     resident_bytes = plain(cfg, "data.resident_bytes", int, least=0)
     batch, rank, world = trainer.budget.batch, trainer.world.rank, trainer.world.size
+    with naming("data."):
+        ffcv = through_ffcv(plain(cfg, "data.loader", str))
     with naming("budget."):
         images = train.batches(
             batch=batch, seed=cfg.seed, start=trainer.step, rank=rank, world=world, device=trainer.world.device, flip=flip,
-            resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds)
+            resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds,
+            ffcv=ffcv)
     if not plain(cfg, "data.dequantise", bool):
         return images
     return dequantised_batches(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=share(batch, rank, world))

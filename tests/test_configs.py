@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from itertools import product
 
 import pytest
@@ -22,6 +23,7 @@ FEW = {"steps": "3", "steps_per_level": "1"}
 NO_ENERGY = ("unet_score", "unet_full_score")
 
 
+@cache  # the same ones are asked for by many tests, and nobody changes them
 def config(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=["run=x", *overrides])

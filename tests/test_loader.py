@@ -20,7 +20,7 @@ import ebm.data.loader
 from ebm.data import Dataset, to_float, to_uint8
 from ebm.data.beton import write_beton
 from ebm.data.order import batch_indices, share, steps_per_epoch
-from ebm.data.stream import ffcv_batches, guarded
+from ebm.data.stream import ffcv_batches, guarded, through_ffcv
 
 COUNT, BATCH = 50, 8  # 6 steps an epoch, 2 images left over
 needs_ffcv = [
@@ -46,10 +46,10 @@ def no_ffcv(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def take(dataset: Dataset, steps: int, *, start: int = 0, rank: int = 0, world: int = 1, resident: bool = False,
-         flip: bool = True) -> Tensor:
+         flip: bool = True, loader: str = "auto") -> Tensor:
     """(steps, batch / world, 3, H, W)."""
     stream = dataset.batches(batch=BATCH, seed=3, start=start, rank=rank, world=world, device="cpu", flip=flip,
-                             resident_bytes=10**9 if resident else 0, workers=1, timeout=60)
+                             resident_bytes=10**9 if resident else 0, workers=1, timeout=60, ffcv=through_ffcv(loader))
     return torch.stack(list(islice(stream, steps)))
 
 
@@ -85,7 +85,8 @@ def test_an_impossible_batch_is_refused_at_once(dataset: Dataset) -> None:
     for field, value in (("batch", COUNT + 1), ("batch", 0), ("start", -1), ("workers", 0)):
         options = {"batch": BATCH, "start": 0, "workers": 1, field: value}
         with pytest.raises(ValueError, match=f"^{field}: {value}"):
-            dataset.batches(seed=0, rank=0, world=1, device="cpu", flip=False, resident_bytes=0, timeout=1, **options)
+            dataset.batches(seed=0, rank=0, world=1, device="cpu", flip=False, resident_bytes=0, timeout=1, ffcv=False,
+                            **options)
 
 
 @pytest.mark.usefixtures("no_ffcv")
@@ -110,12 +111,31 @@ class TestWithoutFFCV:
         assert take(dataset, 8, start=9).equal(batches[9:17])
 
 
+    def test_who_does_without_it_is_not_warned(self, dataset: Dataset, recwarn: pytest.WarningsRecorder) -> None:
+        assert take(dataset, 8, flip=False, loader="plain").equal(expected(0, 8))
+        assert not recwarn.list
+
+    def test_who_asks_for_it_is_told_what_is_missing(self) -> None:
+        with pytest.raises(ValueError, match=r"^loader: 'ffcv' is not accepted; FFCV cannot be imported.*libturbojpeg0-dev"):
+            through_ffcv("ffcv")
+
+
+def test_no_other_loader_is_accepted() -> None:
+    with pytest.raises(ValueError, match=r"^loader: 'quick' is not accepted; choose auto, ffcv or plain$"):
+        through_ffcv("quick")
+
+
 class TestFFCV:
     pytestmark = needs_ffcv
 
+    @pytest.mark.parametrize("resident", [True, False])
+    def test_a_plain_loop_reads_the_same_batches(self, resident: bool, dataset: Dataset) -> None:
+        assert take(dataset, 8, start=4, resident=resident, loader="plain").equal(
+            take(dataset, 8, start=4, resident=resident, loader="ffcv"))
+
     def test_its_import_compiles_nothing(self) -> None:
-        code = ("from numba.core import event; from ebm.data.stream import has_ffcv\n"
-                "with event.install_recorder('numba:compile') as compiled: assert has_ffcv()\n"
+        code = ("from numba.core import event; from ebm.data.stream import import_ffcv\n"
+                "with event.install_recorder('numba:compile') as compiled: assert not import_ffcv()\n"
                 "from numba import typed; print(len(compiled.buffer), typed.Dict is dict)")
         done = subprocess.run([sys.executable, "-Wignore", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
         assert done.stdout.split() == ["0", "False"]
@@ -156,10 +176,9 @@ def test_a_hanging_pipeline_becomes_a_time_out(dataset: Dataset, monkeypatch: py
         yield torch.from_numpy(PIXELS[:BATCH])
         released.wait()
 
-    monkeypatch.setattr(ebm.data.loader, "has_ffcv", lambda: True)
     monkeypatch.setattr(ebm.data.loader, "ffcv_batches", hangs)
     stream = dataset.batches(batch=BATCH, seed=0, start=0, rank=0, world=1, device="cpu", flip=False, resident_bytes=0,
-                             workers=1, timeout=0.2)
+                             workers=1, timeout=0.2, ffcv=True)
     next(stream)
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match=r"a.beton: no batch for 0.2 seconds"):

@@ -1,4 +1,4 @@
 """Imports FFCV the way that compiles nothing, for the process that others are forked from."""
-from ebm.data.stream import has_ffcv
+from ebm.data.stream import import_ffcv
 
-has_ffcv()
+import_ffcv()

@@ -19,7 +19,7 @@ from torch import Tensor
 from ebm.data.beton import Beton
 from ebm.data.manifest import Manifest
 from ebm.data.order import batch_indices, share, steps_per_epoch
-from ebm.data.stream import ffcv_batches, guarded, has_ffcv
+from ebm.data.stream import ffcv_batches, guarded
 from ebm.randomness import generator
 
 PART = 4 << 20  # bytes that FFCV reads at a time, or one batch if that is more
@@ -85,12 +85,13 @@ class Dataset:
 
     def batches(
         self, *, batch: int, seed: int, start: int, rank: int, world: int, device: torch.device | str, flip: bool,
-        resident_bytes: int, workers: int, timeout: float,
+        resident_bytes: int, workers: int, timeout: float, ffcv: bool,
     ) -> Iterator[Tensor]:
         """Rank's share of the global batch of each step from ``start``, (batch / world, 3, H, W) float32, without end.
 
         A set of at most ``resident_bytes`` bytes is read once and kept on the device; a larger one streams through
-        FFCV with ``workers`` threads. Raises ValueError for a batch that does not fit, TimeoutError in place of a hang.
+        FFCV with ``workers`` threads, or through a plain loop without ``ffcv``. Raises ValueError for a batch that does
+        not fit, TimeoutError in place of a hang.
         """
         rows = share(batch, rank, world)
         steps_per_epoch(count=self.count, batch=batch)
@@ -99,7 +100,7 @@ class Dataset:
         if workers < 1:
             raise ValueError(f"workers: {workers!r} is not accepted; FFCV needs at least 1 thread")
         reader = Reader(dataset=self, batch=batch, seed=seed, rows=rows, device=torch.device(device), workers=workers,
-                        timeout=timeout)
+                        timeout=timeout, ffcv=ffcv)
         resident = self.count * int(np.prod(self.shape)) <= resident_bytes
         return reader.floats(start, flip=flip, resident=resident)
 
@@ -115,10 +116,11 @@ class Reader:
     device: torch.device
     workers: int
     timeout: float
+    ffcv: bool
 
     def floats(self, start: int, *, flip: bool, resident: bool) -> Iterator[Tensor]:
         """Batches (b, 3, H, W) in [-1, 1] from step ``start``."""
-        pixels = self.resident(start) if resident else self.streamed(start) if has_ffcv() else self.gathered(start)
+        pixels = self.resident(start) if resident else self.streamed(start) if self.ffcv else self.gathered(start)
         with closing(pixels):  # closing the batches ends the reading threads
             for step, x in zip(counting(start), pixels, strict=False):
                 # Flipped as bytes, a quarter of what floats would move.
@@ -145,7 +147,7 @@ class Reader:
     def parts(self) -> Iterable[Tensor]:
         """The whole set once and in the file's order, (n, 3, H, W) uint8 on the CPU, part by part."""
         every, size = np.arange(self.dataset.count), max(1, PART // int(np.prod(self.dataset.shape)))
-        if has_ffcv():  # one thread copies a GB in a second, and compiling for several takes a second more
+        if self.ffcv:  # one thread copies a GB in a second, and compiling for several takes a second more
             source = ffcv_batches(self.dataset.path, [every], batch=min(size, len(every)), workers=1, device=self.device)
             return guarded(source, timeout=self.timeout, path=self.dataset.path)
         return (self.dataset.pixels(every[i:i + size]) for i in range(0, len(every), size))

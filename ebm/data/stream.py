@@ -16,15 +16,25 @@ from torch import Tensor
 
 T = TypeVar("T")
 COMPILED: list[Any] = []  # FFCV changes numba's types under its own keys, so dropping its code prints a false KeyError
-MISSING = (
-    "FFCV cannot be imported ({error}); images are read by a plain loop instead: the same batches, more slowly. "
-    "`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturbojpeg (Debian: build-essential pkg-config "
-    "libopencv-dev libturbojpeg0-dev); tools/build_ffcv_wheel.sh makes a wheel that needs none of them"
-)
+INSTEAD = "images are read by a plain loop instead: the same batches, more slowly"
+CURE = ("`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturbojpeg (Debian: build-essential pkg-config "
+        "libopencv-dev libturbojpeg0-dev); tools/build_ffcv_wheel.sh makes a wheel that needs none of them")
 
 
-def has_ffcv() -> bool:
-    """Whether FFCV can be imported; if not, warns once with what is missing."""
+def through_ffcv(loader: str) -> bool:
+    """Whether FFCV reads: "auto" warns where it can't be imported, "ffcv" raises ValueError there, "plain" does without."""
+    if loader not in ("auto", "ffcv", "plain"):
+        raise ValueError(f"loader: {loader!r} is not accepted; choose auto, ffcv or plain")
+    missing = loader != "plain" and import_ffcv()
+    if missing and loader == "ffcv":
+        raise ValueError(f"loader: 'ffcv' is not accepted; {missing}. {CURE}")
+    if missing:
+        warnings.warn(f"{missing}; {INSTEAD}. {CURE}", stacklevel=3)
+    return loader != "plain" and not missing
+
+
+def import_ffcv() -> str:
+    """Imports FFCV, with its hand taken off torch's threads; says what is wrong where it can't be imported."""
     threads = torch.get_num_threads()
     try:
         with warnings.catch_warnings():
@@ -35,8 +45,7 @@ def has_ffcv() -> bool:
             with plain_dictionaries():
                 from ffcv.pipeline.compiler import Compiler
     except ImportError as error:
-        warnings.warn(MISSING.format(error=error), stacklevel=3)
-        return False
+        return f"FFCV cannot be imported ({error})"
     finally:
         torch.set_num_threads(threads)  # its import sets torch to one thread
 
@@ -47,7 +56,7 @@ def has_ffcv() -> bool:
     # FFCV's own also sets torch's threads, for the whole process and again at each epoch, in the middle of training:
     # that would slow the CPU's arithmetic and change its rounding.
     Compiler.set_num_threads = classmethod(set_num_threads)
-    return True
+    return ""
 
 
 @contextlib.contextmanager
@@ -67,6 +76,7 @@ def ffcv_batches(
     path: Path, orders: Iterable[NDArray[np.int64]], *, batch: int, workers: int, device: torch.device
 ) -> Iterator[Tensor]:
     """Images (batch, 3, H, W) uint8 on the CPU, each order's in turn, ready to be copied to ``device``."""
+    import_ffcv()
     from ffcv.fields.decoders import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor

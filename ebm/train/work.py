@@ -5,7 +5,6 @@ import copy
 import re
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ebm.energy import Energy, Preconditioned
 
@@ -19,6 +18,8 @@ def flop_per_image(model: Preconditioned, shape: tuple[int, int, int]) -> float:
 
     An energy's step differentiates a gradient: two passes for the score, and twice that again for the parameters.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second that only runs on a known GPU need
+
     y = torch.zeros(1, *shape, device="meta")
     network = copy.deepcopy(model.network).to("meta", torch.float32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
