@@ -13,6 +13,7 @@ import forked
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # before a test puts another torch.compiler.is_compiling in its place, which the compiler would keep
 
 from ebm.data.beton import write_beton
 from ebm.data.shapes import shapes
@@ -30,6 +31,15 @@ TINY = ["model=cnn", "model.network.width=8", "model.network.levels=2", "schedul
         "save.held_out=16", "sampler.steps=2", "device=cpu", "precision=fp32",
         "data.loader=plain"]  # FFCV's code is compiled in every process; tests that are about it say so
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+# Files that take long begin first, so that no core is idle at the end; xdist gives each process two files at once, so that
+# the third waits for the first, which is to be the longest.
+LONG = ["test_cluster", "test_report_browser", "test_dual", "test_processes", "test_track", "test_study",
+        "test_energy_vs_score", "test_diagnose_regimes", "test_samplers"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take long first; `--no-loadscope-reorder` keeps this order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +58,14 @@ def command() -> Command:
 
     forked.prepare(ONE_THREAD)
 
-    def call(entry: str, *overrides: str, processes: int = 1, torchrun: bool = False, check: bool = True,
+    def call(entry: str, *overrides: str, processes: int = 1, nodes: int = 1, torchrun: bool = False, check: bool = True,
              env: Mapping[str, str] = ONE_THREAD) -> subprocess.CompletedProcess[str]:
         if torchrun:
             start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
             done = subprocess.run([*start, f"{ROOT}/launch/{entry}.py", *overrides], cwd=ROOT, env=env, capture_output=True,
                                   text=True, timeout=240, check=False)
         else:
-            done = forked.run(entry, overrides, processes=processes, env=env, timeout=240)
+            done = forked.run(entry, overrides, processes=processes, nodes=nodes, env=env, timeout=240)
         if check and done.returncode:
             pytest.fail(f"{entry} {' '.join(overrides)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done

@@ -29,16 +29,17 @@ def prepare(env: Mapping[str, str]) -> None:
         forkserver.ensure_running()
 
 
-def run(entry: str, overrides: Sequence[str], *, processes: int, env: Mapping[str, str], timeout: float,
+def run(entry: str, overrides: Sequence[str], *, processes: int, nodes: int, env: Mapping[str, str], timeout: float,
         ) -> subprocess.CompletedProcess[str]:
-    """Runs `launch/<entry>.py` to its end, in ``processes`` processes that find each other by their environment."""
+    """Runs `launch/<entry>.py` to its end, in ``processes`` processes that find each other by their environment, as on
+    ``nodes`` nodes."""
     script = f"{ROOT}/launch/{entry}.py"
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder, name) for name in ("out", "err")]
         for file in said:
             file.touch()
         ranks = [FORKED.Process(target=become, args=(script, [*overrides], {**env, **peers}, *map(str, said)))
-                 for peers in places(processes)]
+                 for peers in places(processes, nodes)]
         try:
             for process in ranks:
                 process.start()
@@ -66,14 +67,15 @@ def wait(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: float) -
     return False
 
 
-def places(processes: int) -> list[dict[str, str]]:
+def places(processes: int, nodes: int) -> list[dict[str, str]]:
     """What tells each process where it stands among its peers; nothing where it has none."""
     if processes == 1:
         return [{}]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+    here = processes // nodes
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank % here), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(here),
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(processes)]
 
 

@@ -2,6 +2,7 @@
 # usage: install "<extras>"      PYTHON=python3.12 chooses another Python; EBM_FFCV=0 leaves FFCV out; EBM_LOWEST=1 takes the
 # oldest releases that setup.cfg allows, through uv
 packages="g++ pkg-config libopencv-dev libturbojpeg0-dev" # what FFCV is built with
+unset PYTHONDONTWRITEBYTECODE # a module is compiled when it is first imported, not all 14,000 of them at installing: a minute less
 
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 
@@ -41,21 +42,25 @@ ffcv_can_build() {
         [ -f "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" ]
 }
 
+ffcv_packages() {
+    ffcv_can_build && return
+    say "FFCV needs system packages ($packages); installing them"
+    # shellcheck disable=SC2086
+    apt_install $packages
+}
+
+wheel() { compgen -G "wheels/ffcv-*.whl" >/dev/null; }
+
 install_ffcv() { # returns 1 where it can't be had; training then reads the same files with a plain loader
     [ "${EBM_FFCV:-1}" = 0 ] && return 1
-    if compgen -G "wheels/ffcv-*.whl" >/dev/null && pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2"; then return; fi
-    case $(readlink -f "$(command -v "$python")") in /usr/bin/python3.*) packages="$packages python$series-dev" ;; esac
-    if ! ffcv_can_build; then
-        say "FFCV needs system packages ($packages); installing them"
-        # shellcheck disable=SC2086
-        apt_install $packages
-    fi
+    if wheel && pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2"; then return; fi
+    ffcv_packages || :
     ffcv_can_build && pip_install -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
 }
 
 pip_install() {
     if [ "${EBM_LOWEST:-0}" = 1 ]; then .venv/bin/uv pip install -q --resolution lowest-direct "$@" >>"$log" 2>&1; return; fi
-    .venv/bin/python -m pip install -q --disable-pip-version-check "$@" >>"$log" 2>&1
+    .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile "$@" >>"$log" 2>&1
 }
 
 stamp() { # of all that decides what is installed: where a compiler, OpenCV or a wheel has come since, it is tried again
@@ -65,8 +70,8 @@ stamp() { # of all that decides what is installed: where a compiler, OpenCV or a
     } 2>/dev/null | sha256sum | cut -c1-16
 }
 
-install() {
-    local extras=$1
+install() { # install "<extras>" [system packages that the caller can do without …]
+    local extras=$1; shift
     mkdir -p build
     log=build/setup.log
     if [ -x .venv/bin/python ] && grep -qsx "$(stamp "$extras")" .venv/installed; then return; fi
@@ -75,7 +80,10 @@ install() {
     make_venv
     say "installing the package and PyTorch into .venv (some GB, a few minutes the first time; log: $log)"
     if [ "${EBM_LOWEST:-0}" = 1 ]; then .venv/bin/python -m pip install -q uv >>"$log" 2>&1; else pip_install --upgrade pip wheel || true; fi
+    case $(readlink -f "$(command -v "$python")") in /usr/bin/python3.*) packages="$packages python$series-dev" ;; esac
+    { [ "${EBM_FFCV:-1}" = 0 ] || wheel || ffcv_packages || :; [ $# = 0 ] || apt_install "$@"; } & # while pip works
     pip_install -e ".[$extras]" || { tail -n 5 "$log" >&2; echo "error: the packages cannot be installed (log: $log)" >&2; exit 1; }
+    wait
     if install_ffcv; then
         say "FFCV is installed"
     else

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Starts a real SLURM on this machine: accounting, several nodes with pretended GPUs, two partitions with preemption.
 # usage: bash slurm/local/up.sh [nodes]      then: source <folder>/env      stop: bash slurm/local/down.sh
-# EBM_CLUSTER=<folder> (default /tmp/ebm-cluster-<user>) holds all of it; EBM_CLUSTER_PORT=<first port> (default 17000).
+# EBM_CLUSTER=<folder> (default /tmp/ebm-cluster-<user>) holds all of it; EBM_CLUSTER_PORT=<first port> (default 17000);
+# EBM_CLUSTER_ARRAY=<most elements of a job array> (default 50).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-case "${1:-}" in -h | --help) sed -n '2,4s/^# //p' "$0"; exit ;; esac
+case "${1:-}" in -h | --help) sed -n '2,5s/^# //p' "$0"; exit ;; esac
 nodes=${1:-2}
 [[ $nodes =~ ^[1-9][0-9]?$ ]] || { echo "error: nodes: '$nodes' is not accepted; give a number from 1 to 99" >&2; exit 2; }
 export PATH=$PATH:/usr/sbin:/sbin
@@ -113,7 +114,7 @@ KillWait=20
 MinJobAge=600
 CompleteWait=0
 SchedulerParameters=sched_interval=3,bf_interval=3,batch_sched_delay=0,sched_min_interval=10000
-MaxArraySize=51
+MaxArraySize=$((${EBM_CLUSTER_ARRAY:-50} + 1))
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
