@@ -384,16 +384,6 @@ def test_a_bad_override_is_refused_with_nothing_queued(
     assert len(list((store / "studies").iterdir())) == studies
 
 
-def test_dry_prints_the_plan_and_submits_nothing(cluster: Cluster, command_line: list[str], truth: str) -> None:
-    before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
-    said = cluster.sweep(*command_line[:-1], "save.held_out=1,2", "seed=7,8", "dry=true")
-    assert "array 1 element 3" in said
-    assert "element by element" in said
-    assert "#SBATCH --requeue" in said
-    assert "GPU-hours" in said
-    assert set(cluster.ask("squeue", "-h", "-r", "-o", "%F").split()) <= set(before.split())
-
-
 @pytest.mark.parametrize("name", ["preempted", "limit"])
 def test_no_warning_is_too_early_or_too_late(limited: Future[dict[str, Any]], truth: str, name: str) -> None:
     point = limited.result()[name]
@@ -488,8 +478,13 @@ def test_a_run_on_two_nodes_survives_the_death_of_one(cluster: Cluster, tiny: li
                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(20)
 
 
-def test_arrays_longer_than_slurm_allows_are_split(cluster: Cluster, command_line: list[str], truth: str) -> None:
+def test_dry_prints_the_plan_with_long_arrays_split_and_submits_nothing(
+        cluster: Cluster, command_line: list[str], truth: str) -> None:
+    before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
     said = cluster.sweep(*command_line, "seed=100,101", "dry=true")
     assert "array 2 element 3 " in said, "24 runs in arrays of at most 20"
     assert "array 1, element by element" in said
     assert "array 2, element by element" in said
+    assert "#SBATCH --requeue" in said
+    assert "GPU-hours" in said
+    assert set(cluster.ask("squeue", "-h", "-r", "-o", "%F").split()) <= set(before.split())
