@@ -112,8 +112,7 @@ def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch
     with naming("budget."):
         images = train.batches(
             batch=batch, seed=cfg.seed, start=trainer.step, rank=rank, world=world, device=trainer.world.device, flip=flip,
-            resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds,
-            ffcv=ffcv)
+            resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds, ffcv=ffcv)
     if not plain(cfg, "data.dequantise", bool):
         return images
     return dequantised_batches(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=share(batch, rank, world))

@@ -40,6 +40,7 @@ BAD = {
     "+model/head=inner_product": "model: its network turns images (3, 16, 16) into (1, 4, 4)",
     "model.network.width=-8": "model.network.width: -8 is not accepted; it must be a whole number of at least 1",
     "model.network.levels=-1": "model.network.levels: -1 is not accepted; it must be a whole number of at least 0",
+    "data.loader=quick": "data.loader: 'quick' is not accepted; choose auto, ffcv or plain",
     "seed=-1": "seed: -1 is not accepted; it must be at least 0",
     "seed=99999999999999999999": "seed: 99999999999999999999 is not accepted; it must be at most 9223372036854775807",
     "average.rules=[]": "average.rules: [] is not accepted",
