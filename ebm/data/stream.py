@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 import warnings
@@ -21,6 +22,7 @@ CURE = ("`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturb
         "libopencv-dev libturbojpeg0-dev); tools/build_ffcv_wheel.sh makes a wheel that needs none of them")
 
 
+@functools.cache  # so that it warns once
 def through_ffcv(loader: str) -> bool:
     """Whether FFCV reads: "auto" warns where it can't be imported, "ffcv" raises ValueError there, "plain" does without."""
     if loader not in ("auto", "ffcv", "plain"):
