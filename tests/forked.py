@@ -18,7 +18,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 # One process that has imported them serves all tests; what can't be imported there is left to the entries themselves.
-PRELOADED = ["forked", "torch._dynamo", "launch.train", "launch.sample", "launch.evaluate", "launch.diagnose", "warm"]
+PRELOADED = ["forked", "torch._dynamo", "launch.train", "launch.sample", "launch.evaluate", "launch.diagnose"]
 FORKED = multiprocessing.get_context("forkserver")
 
 

@@ -314,7 +314,7 @@ def test_filters_narrow_table_and_charts_and_say_kindly_what_is_wrong(sixty: Pat
         assert words in reader.one("#filter-fault").text
         assert reader.one("#filter").get_attribute("aria-invalid") == "true"
         assert reader.one("#count").text == "60", "what is wrong is not passed over"
-    reader.write('-unet seed=0..1 rate.peak=1e-4,0.0003')
+    reader.write('-unet seed=0..4 rate.peak=1e-4,0.0003')
     left = [set(reader.column(key)) for key in ("model", "seed", "rate.peak")]
     assert left == [{"cnn"}, {"0", "1"}, {"1e-4", "3e-4"}]
     reader.show("table")
@@ -488,17 +488,15 @@ def test_a_page_that_is_written_again_reloads_and_stays_where_it_was(sixty: Path
 
 def test_three_hundred_runs_are_there_within_two_seconds(large: Path, real: Path, reader: Reader) -> None:
     times, few = [], []
-    for _ in range(10):  # the machine is shared: until it is so once
+    for _ in range(3):  # the machine is shared: the best of three
         for page, found in ((large, times), (real, few)):
             reader.open(page)
             found.append(reader.run("return performance.getEntriesByName('ready')[0].startTime"))
-        # Where a page of two runs takes 0.7 s (0.4 on two idle cores), other work has them: then in proportion, 2.2 if idle.
-        if min(times) < max(2000, 3 * min(few)):
-            break
     reader.open(large)
     assert reader.one("#count").text == "300"
     assert reader.run("return document.querySelectorAll('#loss-chart .scatterlayer path.js-line').length") > 5
     print(f"ready after {', '.join(f'{one:.0f}' for one in times)} ms; {large.stat().st_size / 1e6:.1f} MB")
+    # Where a page of two runs takes 0.7 s (0.4 on two idle cores), other work has the machine: then in proportion, 2.2 if idle.
     assert min(times) < max(2000, 3 * min(few))
 
 

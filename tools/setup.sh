@@ -53,8 +53,10 @@ wheel() { compgen -G "wheels/ffcv-*.whl" >/dev/null; }
 
 install_ffcv() { # returns 1 where it can't be had; training then reads the same files with a plain loader
     [ "${EBM_FFCV:-1}" = 0 ] && return 1
-    if wheel && pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2"; then return; fi
-    ffcv_packages || :
+    if wheel; then
+        pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2" && return
+        ffcv_packages # another Python's wheel
+    fi
     ffcv_can_build && pip_install -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
 }
 

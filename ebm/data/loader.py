@@ -19,7 +19,7 @@ from torch import Tensor
 from ebm.data.beton import Beton
 from ebm.data.manifest import Manifest
 from ebm.data.order import batch_indices, share, steps_per_epoch
-from ebm.data.stream import ffcv_batches, guarded
+from ebm.data.stream import ffcv_batches, guarded, import_ffcv
 from ebm.randomness import generator
 
 PART = 4 << 20  # bytes that FFCV reads at a time, or one batch if that is more
@@ -99,6 +99,8 @@ class Dataset:
             raise ValueError(f"start: {start!r} is not accepted; it must be a step from 0")
         if workers < 1:
             raise ValueError(f"workers: {workers!r} is not accepted; FFCV needs at least 1 thread")
+        if ffcv:
+            import_ffcv()  # in this thread and not in the reading one, as it sets torch's threads back
         reader = Reader(dataset=self, batch=batch, seed=seed, rows=rows, device=torch.device(device), workers=workers,
                         timeout=timeout, ffcv=ffcv)
         resident = self.count * int(np.prod(self.shape)) <= resident_bytes

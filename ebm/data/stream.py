@@ -17,7 +17,6 @@ from torch import Tensor
 
 T = TypeVar("T")
 COMPILED: list[Any] = []  # FFCV changes numba's types under its own keys, so dropping its code prints a false KeyError
-INSTEAD = "images are read by a plain loop instead: the same batches, more slowly"
 CURE = ("`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturbojpeg (Debian: build-essential pkg-config "
         "libopencv-dev libturbojpeg0-dev); tools/build_ffcv_wheel.sh makes a wheel that needs none of them")
 
@@ -27,12 +26,15 @@ def through_ffcv(loader: str) -> bool:
     """Whether FFCV reads: "auto" warns where it can't be imported, "ffcv" raises ValueError there, "plain" does without."""
     if loader not in ("auto", "ffcv", "plain"):
         raise ValueError(f"loader: {loader!r} is not accepted; choose auto, ffcv or plain")
-    missing = loader != "plain" and import_ffcv()
+    if loader == "plain":
+        return False
+    missing = import_ffcv()
     if missing and loader == "ffcv":
         raise ValueError(f"loader: 'ffcv' is not accepted; {missing}. {CURE}")
     if missing:
-        warnings.warn(f"{missing}; {INSTEAD}. {CURE}", stacklevel=3)
-    return loader != "plain" and not missing
+        warnings.warn(f"{missing}; images are read by a plain loop instead: the same batches, more slowly. {CURE}",
+                      stacklevel=3)
+    return not missing
 
 
 def import_ffcv() -> str:
@@ -78,7 +80,6 @@ def ffcv_batches(
     path: Path, orders: Iterable[NDArray[np.int64]], *, batch: int, workers: int, device: torch.device
 ) -> Iterator[Tensor]:
     """Images (batch, 3, H, W) uint8 on the CPU, each order's in turn, ready to be copied to ``device``."""
-    import_ffcv()
     from ffcv.fields.decoders import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor

@@ -96,7 +96,7 @@ class Hook(importlib.abc.MetaPathFinder):
 
 if (HERE / "faults.json").exists():
     sys.meta_path.insert(0, Hook())
-    # PyTorch's optimizers import its compiler, a fifth of a job's start, only to tell it what to leave alone.
+    # PyTorch's optimizers import its compiler, a quarter of a job's start, only to tell it what to leave alone.
     compiler = ModuleType("torch._dynamo")
     compiler.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
     compiler.graph_break = lambda: None  # type: ignore[attr-defined]
