@@ -47,9 +47,30 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     """The model of a config on its device, with the same first parameters on every process."""
     torch.manual_seed(seed(cfg))
     model: Preconditioned = build(cfg.model, key="model")
-    if plain(cfg, "channels_last", bool):
+    if channels_last(cfg, device):
         model.to(memory_format=torch.channels_last)
     return model.to(device)
+
+
+def channels_last(cfg: DictConfig, device: torch.device) -> bool:
+    """Whether a model's weights, and so its images, lie with channels last: "auto" for where that is faster."""
+    if cfg.channels_last == "auto":
+        return device.type == "cuda"
+    if not isinstance(cfg.channels_last, bool):
+        raise ValueError(f"channels_last: {cfg.channels_last!r} is not accepted; choose auto, true or false")
+    return cfg.channels_last
+
+
+def cuda_graph(cfg: DictConfig, world: World) -> bool:
+    """Whether a step is recorded as a CUDA graph: "auto" for where that works."""
+    works = world.device.type == "cuda" and world.size == 1 and not cfg.compile
+    if cfg.cuda_graph == "auto":
+        return works
+    if not isinstance(cfg.cuda_graph, bool):
+        raise ValueError(f"cuda_graph: {cfg.cuda_graph!r} is not accepted; choose auto, true or false")
+    if cfg.cuda_graph and not works:
+        raise ValueError("cuda_graph: True is not accepted; it needs a GPU, one process and compile=false")
+    return cfg.cuda_graph
 
 
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
@@ -87,6 +108,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
         model=model, averages=averages, objective=objective,
         schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer,
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
+        cuda_graph=cuda_graph(cfg, world),
         events=[Event(every=plain(cfg, "log_every", int, least=1), action=log, urgent=True),
                 Event(every=plain(cfg, "save.every", int, least=1), action=save, urgent=True),
                 Event(every=plain(cfg, "preview.every", int, least=1), action=preview, urgent=False),

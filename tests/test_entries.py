@@ -30,6 +30,7 @@ BAD = {
     "schedule.sigma_min=-1": "schedule.sigma_min: -1 is not accepted; it must be a positive number",
     "schedule.sigma_max=0.001": "schedule.sigma_max: 0.001 is not accepted; it must be above sigma_min=0.002",
     "precision=fp8": "precision: 'fp8' is not accepted; choose fp32, bf16, fp16",
+    "channels_last=1": "channels_last: 1 is not accepted; choose auto, true or false",
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
     "optimizer.eps=abc": "error: optimizer.eps: 'abc' is not accepted; it must be float",
     "optimizer.eps=-1": "error: optimizer: Invalid epsilon value",

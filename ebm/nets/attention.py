@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ebm.nets.layers import Conv2d, GroupNorm, zero
-from ebm.nets.twice import Wanted
+from ebm.nets.twice import Wanted, order
 
 aten = torch.ops.aten
 
@@ -34,7 +34,8 @@ class Attention(nn.Module):
         qkv = self.qkv(normal).view(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = (one.flatten(0, 1) for one in qkv.unbind(1))  # each (B · heads, channels/heads, H · W)
         q = q / math.sqrt(q.shape[1])  # before the product, which could leave float16's range
-        out: Tensor = h + self.out(attend(q, k, v).view(h.shape))
+        mixed = attend(q, k, v).view(h.shape).contiguous(memory_format=order(h))
+        out: Tensor = h + self.out(mixed)
         return out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from ebm.nets.twice import Wanted
+from ebm.nets.twice import Wanted, order
 
 aten = torch.ops.aten
 Mask = tuple[bool, bool, bool]
@@ -52,7 +52,8 @@ class Convolution(Function):
         x, weight = ctx.saved_tensors
         needed, parameters = ctx.needs_input_grad, Wanted.parameters
         mask = (needed[0], needed[1] and parameters, ctx.bias and needed[2] and parameters)
-        g = g.contiguous()  # a slice, where it comes from torch.cat: copied once, not again in each gradient of this gradient
+        # A slice, where it comes from torch.cat: copied once, not again in each gradient of this gradient.
+        g = g.contiguous(memory_format=order(x, weight))
         return *convolution_gradients(g, x, weight, ctx.stride, ctx.padding, mask), None, None
 
 

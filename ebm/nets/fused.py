@@ -1,11 +1,13 @@
-"""Group norm, also with SiLU, its gradients and theirs, in one pass over memory each: a CPU kernel, norm_silu.cpp, if built.
+"""Group norm, also with SiLU, its gradients and theirs, in one pass over memory each: kernels of our own, where they can be had.
 
-tools/build_kernels.py builds it once, when the package is set up; nothing is compiled at run time, and without it PyTorch's
-own operations do the same work in some 45 passes. The library lies in a cache of the user's, so that copies of this code
-find it too, and its name tells what it was made from and for.
+On a GPU: norm_silu.py, which Triton compiles when it is first used and keeps in its cache. On a CPU: norm_silu.cpp, which
+tools/build_kernels.py builds once, when the package is set up; the library lies in a cache of the user's, so that copies of
+this code find it too, and its name tells what it was made from and for. Without them PyTorch's own operations do the same
+work in some 45 passes.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -24,7 +26,7 @@ from ebm.nets.twice import Wanted
 SOURCE = Path(__file__).with_name("norm_silu.cpp")
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-mprefer-vector-width=512",
          "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")  # sums in vectors; NaN stays NaN
-TYPES = torch.float32, torch.bfloat16
+TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
 def library() -> Path:
@@ -50,9 +52,27 @@ def load() -> bool:
 LOADED = load()
 
 
-def takes(x: Tensor) -> bool:
-    """Whether the kernel can work on x (B, C, H, W)."""
-    return LOADED and not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in TYPES
+@functools.cache  # so that it is tried, and warned of, once
+def on_gpu() -> Any:
+    """The GPU's kernels, where Triton can compile and run them; else None, with a warning."""
+    try:
+        from ebm.nets import norm_silu as kernels
+
+        x = torch.zeros(1, 1, 1, 1, device="cuda")
+        kernels.norm_silu(x, x[:, :, 0, 0], x[:, :, 0, 0], 1, 1.0, True)
+    except Exception as error:  # Triton is not there, has no C compiler or doesn't know the GPU: each raises its own
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"Triton does not work here ({why}); energies train without its kernels, more slowly", stacklevel=2)
+        return None
+    return kernels
+
+
+def kernels_for(x: Tensor) -> Any:
+    """What works on x (B, C, H, W): a namespace of norm_silu, norm_silu_backward and norm_silu_second, or None."""
+    kind = x.device.type
+    if torch.compiler.is_compiling() or x.dtype not in TYPES.get(kind, ()):
+        return None
+    return on_gpu() if kind == "cuda" else torch.ops.ebm if LOADED else None
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
@@ -67,7 +87,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) ->
 
 def beside(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
     """x for a residual's other way, and its `norm` or `norm_silu`: the gradients of both are added up as they are made."""
-    if takes(x):
+    if kernels_for(x) is not None:
         weight, bias = (one.float().expand(len(x), -1) for one in (weight, bias))
         return Norm.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-any-return]
     if silu:
@@ -82,7 +102,7 @@ class Norm(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor]:
-        y, moments = torch.ops.ebm.norm_silu(x, weight, bias, groups, eps, silu)
+        y, moments = kernels_for(x).norm_silu(x, weight, bias, groups, eps, silu)
         ctx.save_for_backward(x, weight, bias, moments)
         ctx.set_materialize_grads(False)
         ctx.settings = groups, silu
@@ -92,7 +112,7 @@ class Norm(Function):
     def backward(ctx: Any, around: Tensor | None, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if g is None:
             return around, None, None, None, None, None
-        way = NormBackward.apply if torch.is_grad_enabled() else torch.ops.ebm.norm_silu_backward
+        way = NormBackward.apply if torch.is_grad_enabled() else kernels_for(g).norm_silu_backward
         dx, dw, db = way(g, *ctx.saved_tensors, around, *ctx.settings)
         return dx, *((dw, db) if Wanted.coefficients else (None, None)), None, None, None
 
@@ -108,11 +128,24 @@ class NormBackward(Function):
         ctx.save_for_backward(g, x, weight, bias, moments)
         ctx.set_materialize_grads(False)
         ctx.settings = groups, silu
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.ebm.norm_silu_backward(
+        gradients: tuple[Tensor, Tensor, Tensor] = kernels_for(x).norm_silu_backward(
             g, x, weight, bias, moments, around, groups, silu)
         return gradients
 
     @staticmethod
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
-        second = torch.ops.ebm.norm_silu_second(*ctx.saved_tensors, vx, vw, vb, *ctx.settings)
+        second = NormSecond.apply(*ctx.saved_tensors, vx, vw, vb, *ctx.settings)
         return *second, None, vx if ctx.needs_input_grad[5] else None, None, None
+
+
+class NormSecond(Function):
+    """Gradients of `NormBackward`, (dg, dx, dweight, dbias)."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = kernels_for(g).norm_silu_second(g, *others)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("group norm's third derivative is not written out")

@@ -75,6 +75,31 @@ def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tens
     return value if differentiable else value.detach(), along_y, along_sigma
 
 
+def order(*tensors: Tensor) -> torch.memory_format:
+    """Channels last where one of the tensors (four axes each) lies so, as PyTorch chooses for a convolution of them."""
+    last = any(one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous() for one in tensors)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def joined(a: Tensor, b: Tensor) -> Tensor:
+    """Channels of a and b, (B, C, H, W) and (B, C', H, W) -> (B, C + C', H, W)."""
+    return torch.cat([a, b], dim=1) if torch.compiler.is_compiling() else Joined.apply(a, b)
+
+
+class Joined(Function):
+    """torch.cat, whose second derivative PyTorch makes of zeros for each part, in its own order, and adds up."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.channels = a.shape[1], b.shape[1]
+        return torch.cat([a, b], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        # Copied once here, not again in each gradient that is made of them.
+        return tuple(part.contiguous(memory_format=order(g)) for part in g.split(ctx.channels, dim=1))
+
+
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
     """silu(weight · x̂ + bias) of x (B, C, H, W) normalised over its groups of channels; weight and bias are (B, C)."""
     if torch.compiler.is_compiling():

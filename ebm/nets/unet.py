@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ebm.accepted import whole
 from ebm.nets.attention import Attention
 from ebm.nets.layers import Conv2d, GroupNorm, Modulation, NoiseEmbedding, zero
+from ebm.nets.twice import joined
 
 
 class Block(nn.Module):
@@ -86,7 +87,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, embedding)
         for layer in self.decoder:
-            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, Block) else layer(h)
+            h = layer(joined(h, skips.pop()), embedding) if isinstance(layer, Block) else layer(h)
         return F.pixel_shuffle(self.out(self.norm.silu(h)), self.patch)
 
 

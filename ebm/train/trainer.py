@@ -18,6 +18,7 @@ from ebm.schedule import NoiseSchedule
 from ebm.train.budget import Budget
 from ebm.train.distributed import Lagged, World
 from ebm.train.ema import Average
+from ebm.train.graph import Recorded
 from ebm.train.meter import Meter, by_sigma
 from ebm.train.precision import Precision
 from ebm.train.rate import LearningRate
@@ -62,6 +63,7 @@ class Trainer:
     precision: Precision
     seed: int
     world: World
+    cuda_graph: bool = False
     events: Sequence[Event] = ()
     stop_asked: Callable[[], bool] = lambda: False
     alive: Callable[[], None] = lambda: None  # called before every step and event
@@ -76,6 +78,7 @@ class Trainer:
         self.pieces = self.budget.pieces(self.world.size)
         self.parallel = self.model  # until `fit`: nothing before it waits for other processes
         self.overflows = torch.zeros((), device=self.world.device)  # skipped steps in a row
+        self.differentiate = Recorded(self.gradients, self.parameters) if self.cuda_graph else self.gradients
 
     @property
     def images(self) -> int:
@@ -110,6 +113,15 @@ class Trainer:
     def train_step(self, images: Tensor) -> bool:
         """One step on this process's share of the batch; says whether all processes agreed to stop after it."""
         sigma, noise = self.draw(images)
+        losses = self.differentiate(images, sigma, noise)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.budget.clip, foreach=True)
+        stop = self.vote(losses, sigma, norm)
+        self.update()
+        return stop
+
+    def gradients(self, images: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Loss of each image, (b,), and the gradients of its mean in the parameters, piece by piece, times the scaler's scale."""
         losses = []
         parts = list(zip(*(t.chunk(self.pieces) for t in (images, sigma, noise)), strict=True))
         for index, part in enumerate(parts):
@@ -118,11 +130,7 @@ class Trainer:
                     loss = self.objective(self.parallel, *part)
                 self.scaler.scale(loss.mean() / self.pieces).backward()
             losses.append(loss.detach())
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.budget.clip, foreach=True)
-        stop = self.vote(torch.cat(losses), sigma, norm)
-        self.update()
-        return stop
+        return torch.cat(losses)
 
     def draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Noise levels (b,) and noise (b, C, H, W): the rows of the global batch's that are this process's."""
@@ -214,6 +222,9 @@ class Trainer:
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.model.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():  # saved where channels were last, perhaps, and here are not
+            moments |= {name: torch.empty_like(parameter).copy_(value) for name, value in moments.items()
+                        if value.shape == parameter.shape and value.stride() != parameter.stride()}
         self.scaler.load_state_dict(state["scaler"])
 
     def state(self) -> dict[str, Any]:
