@@ -31,6 +31,8 @@ BAD = {
     "schedule.sigma_max=0.001": "schedule.sigma_max: 0.001 is not accepted; it must be above sigma_min=0.002",
     "precision=fp8": "precision: 'fp8' is not accepted; choose fp32, bf16, fp16",
     "channels_last=1": "channels_last: 1 is not accepted; choose auto, true or false",
+    "cuda_graph=maybe": "cuda_graph: 'maybe' is not accepted; choose auto, true or false",
+    "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU, one process and compile=false",
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
     "optimizer.eps=abc": "error: optimizer.eps: 'abc' is not accepted; it must be float",
     "optimizer.eps=-1": "error: optimizer: Invalid epsilon value",

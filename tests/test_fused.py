@@ -168,8 +168,8 @@ def test_wrong_inputs_are_refused() -> None:
 
 
 def test_what_the_kernel_does_not_know_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not fused.takes(torch.zeros(1, 8, 2, 2, dtype=torch.float64))
-    assert not fused.takes(torch.zeros(1, 8, 2, 2, device="meta"))
+    assert fused.kernels_for(torch.zeros(1, 8, 2, 2, dtype=torch.float64)) is None
+    assert fused.kernels_for(torch.zeros(1, 8, 2, 2, device="meta")) is None
     one = case((2, 8, 4, 4), torch.float32)
     before = results(one, 2)
     monkeypatch.setattr(fused, "LOADED", False)
@@ -179,7 +179,7 @@ def test_what_the_kernel_does_not_know_goes_on_without(monkeypatch: pytest.Monke
 
 def test_the_network_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(fused, "takes", lambda x: asked.append(x))
+    monkeypatch.setattr(fused, "kernels_for", lambda x: asked.append(x))
     layer, h = GroupNorm(16), torch.zeros(1, 16, 2, 2)
     layer(h), layer.silu(h), layer.beside(h, silu=True)
     assert [one is h for one in asked] == [True] * 3

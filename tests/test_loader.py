@@ -211,6 +211,13 @@ def test_pixels_go_in_and_out_unchanged() -> None:
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
+def test_some_images_are_from_all_over_a_file_that_is_sorted(dataset: Dataset) -> None:
+    every = dataset.some(COUNT)
+    assert sorted(every.tolist()) == list(range(COUNT))
+    assert dataset.some(20).tolist() == every[:20].tolist(), "fewer are the first of more"
+    assert {index // 10 for index in dataset.some(20).tolist()} == set(range(5))
+
+
 def test_held_out_images_are_the_source_s(dataset: Dataset) -> None:
     rows = torch.tensor([49, 0, 7])
     assert dataset.shape == (3, 7, 5)

@@ -9,6 +9,7 @@ from models import NETWORKS, SHAPE, normal
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from ebm.nets import fused
 from ebm.nets.attention import Attention
 from ebm.nets.cnn import CNN
 from ebm.nets.layers import GroupNorm, Modulation, NoiseEmbedding
@@ -27,6 +28,27 @@ def test_attention_is_scaled_dot_product_attention(heads: int) -> None:
         )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(3, 32, 4, 2)
         assert_close(layer(h), h + layer.out(mixed))
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["with the kernel", "without"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_channels_last_changes_nothing_but_rounding(name: str, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernel:
+        monkeypatch.setattr(fused, "LOADED", False)
+    seen = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        network = NETWORKS[name]().float().to(memory_format=layout)
+        with torch.no_grad():
+            for i, parameter in enumerate(network.parameters()):
+                parameter.add_(0.1 * normal(*parameter.shape, seed=i).float())
+        y = normal(3, *SHAPE, seed=1).float().requires_grad_()
+        features = network(y, normal(3, seed=2).float())
+        gradient, = torch.autograd.grad(features.square().sum(), y, create_graph=True)
+        seen.append([features, gradient, *torch.autograd.grad(gradient.square().sum(), tuple(network.parameters()),
+                                                              allow_unused=True, materialize_grads=True)])
+    for one, other in zip(*seen, strict=True):
+        assert (one - other).norm() <= 1e-4 * one.norm()
 
 
 def test_attention_refuses_channels_that_do_not_divide() -> None:

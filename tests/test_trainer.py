@@ -167,3 +167,22 @@ def test_budgets_that_do_not_divide_are_refused(values: dict[str, float], says: 
     whole = {"images": 100, "batch": 8, "micro_batch": 8, "clip": 1.0}
     with pytest.raises(ValueError, match=says):
         Budget(**{**whole, **values}).pieces(4)  # type: ignore[arg-type]
+
+
+def test_a_state_from_where_channels_were_last_is_taken_up_where_they_are_not() -> None:
+    there, here, other = (make_trainer(steps=4) for _ in range(3))
+    there.model.to(memory_format=torch.channels_last)
+    there.optimizer = torch.optim.Adam(there.model.parameters(), fused=True)
+    batches = images()
+    for trainer in (there, other):
+        trainer.train_step(next(batches)), trainer.train_step(next(images()))
+        batches = images()
+    here.restore(there.state())
+    for parameter in here.parameters:
+        moments = here.optimizer.state[parameter]
+        assert all(moments[name].stride() == parameter.stride() for name in ("exp_avg", "exp_avg_sq"))
+    for trainer in (here, other):
+        trainer.step = 2
+        trainer.train_step(next(images()))
+    for one, two in zip(here.parameters, other.parameters, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

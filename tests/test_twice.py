@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ebm.nets import convolution as convolutions
 from ebm.nets.convolution import convolution
-from ebm.nets.twice import input_gradient, joint_gradient, norm_silu
+from ebm.nets.twice import input_gradient, joined, joint_gradient, norm_silu, order
 
 
 def randn(*shape: int) -> Tensor:
@@ -54,6 +54,18 @@ def test_gradients_of_a_convolution_turned_round_or_not_are_those_of_float64(
     y = F.conv2d(*(one.double() for one in inputs), stride=stride, padding=padding)
     assert (convolution(*inputs, stride=stride, padding=padding) - y).abs().max() < 1e-5 * y.abs().max()
     assert (alone - seen[1][0]).abs().max() < 1e-5 * seen[1][0].abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_what_is_joined_has_the_derivatives_of_finite_differences_in_one_order(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    a, b = (one.detach().contiguous(memory_format=layout).requires_grad_() for one in (randn(2, 3, 4, 4), randn(2, 2, 4, 4)))
+    assert torch.equal(joined(a, b), torch.cat([a, b], dim=1))
+    assert torch.autograd.gradcheck(lambda a, b: joined(a, b).pow(3), (a, b))
+    assert torch.autograd.gradgradcheck(lambda a, b: joined(a, b).pow(3), (a, b))
+    first = torch.autograd.grad(joined(a, b).pow(3).sum(), (a, b), create_graph=True)
+    second = torch.autograd.grad([one.square().sum() for one in first], (a, b))
+    assert [order(one) for one in (joined(a, b), *first, *second)] == [layout] * 5
 
 
 def test_norm_silu_has_the_derivatives_of_finite_differences() -> None:

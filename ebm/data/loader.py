@@ -78,6 +78,11 @@ class Dataset:
         """The images at ``indices`` (n,) as they lie in the file, (n, 3, H, W) uint8 on the CPU."""
         return torch.from_numpy(self.beton.rows(indices)).permute(0, 3, 1, 2).contiguous()
 
+    def some(self, count: int) -> Tensor:
+        """Numbers of ``count`` images, always the same, (count,) int64: from all over the file, which may be sorted by
+        class, and so are the first few of them."""
+        return torch.randperm(self.count, generator=generator("cpu", 0, "some"))[:count]
+
     @cached_property
     def beton(self) -> Beton:
         """The file, mapped when it is first read from."""

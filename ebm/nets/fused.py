@@ -1,4 +1,4 @@
-"""Group norm, also with SiLU, its gradients and theirs, in one pass over memory each: kernels of our own, where they can be had.
+"""Group norm, also with SiLU, its gradients and theirs, in one pass over memory each, where a kernel for it can be had.
 
 On a GPU: norm_silu.py, which Triton compiles when it is first used and keeps in its cache. On a CPU: norm_silu.cpp, which
 tools/build_kernels.py builds once, when the package is set up; the library lies in a cache of the user's, so that copies of

@@ -1,5 +1,5 @@
-"""A training step's work on a GPU, recorded once as a CUDA graph and replayed: launching it from Python, kernel by kernel, takes
-longer than the work itself where images are few or small."""
+"""A training step's work on a GPU, recorded once as a CUDA graph and replayed: launching it from Python, kernel by kernel,
+takes longer than the work itself where images are few or small."""
 from __future__ import annotations
 
 import warnings
@@ -21,7 +21,8 @@ class Recorded:
 
     def __init__(self, work: Callable[..., Tensor], parameters: Sequence[Tensor]) -> None:
         self.work, self.parameters = work, parameters
-        self.calls, self.graph = 0, None
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.calls < WARM:
@@ -58,8 +59,8 @@ class Recorded:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may be copying images
                 self.output = self.work(*self.inputs)
         except RuntimeError as error:
-            warnings.warn(f"the training step can't be recorded as a CUDA graph ({str(error).splitlines()[0]}); it runs as it is",
-                          stacklevel=2)
+            why = str(error).splitlines()[0]
+            warnings.warn(f"the training step can't be recorded as a CUDA graph ({why}); it runs as it is", stacklevel=2)
             torch.cuda.synchronize()
         else:
             self.graph, self.gradients = graph, [parameter.grad for parameter in self.parameters]

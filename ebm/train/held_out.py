@@ -23,7 +23,7 @@ from ebm.train.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Mean loss of the first average on the first ``count`` images of a data set, always with the same noise."""
+    """Mean loss of the first average on ``count`` images of a data set, always the same, with the same noise."""
 
     dataset: Dataset
     count: int
@@ -36,7 +36,7 @@ class HeldOut:
         world, model = trainer.world, trainer.averages[0].model
         total = torch.zeros((), device=world.device)
         for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size):
-            x = self.dataset.images(torch.arange(part.start, part.stop), device=world.device)
+            x = self.dataset.images(self.dataset.some(self.count)[part.start:part.stop], device=world.device)
             x = dequantised(x, seed=self.seed, indices=part) if self.dequantise else x
             source = generator(world.device, self.seed, "held-out", part.start)
             sigma = trainer.schedule.draw(len(x), generator=source)
@@ -48,8 +48,8 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Calibration of the first average at ``levels`` quantiles of the trained noise, on the first ``count`` images of a
-    data set, always with the same noise; says once, in words, when the loss falls without useful guidance.
+    """Calibration of the first average at ``levels`` quantiles of the trained noise, on ``count`` images of a data set,
+    always the same, with the same noise; says once, in words, when the loss falls without useful guidance.
 
     Process 0 measures; nothing that training draws or computes is touched.
     """
@@ -64,7 +64,7 @@ class Calibrated:
         if not trainer.world.is_main:
             return
         device, start, gains = trainer.world.device, time.perf_counter(), []
-        images = self.dataset.images(torch.arange(self.count), device=device)
+        images = self.dataset.images(self.dataset.some(self.count), device=device)
         for sigma in sorted(set(trainer.schedule.grid(self.levels).tolist())):
             model: ScoreModel = trainer.averages[0].model  # type: ignore[assignment]
             row = calibrate(model, images, sigma=sigma, told=sigma, batch=self.count,
@@ -108,7 +108,7 @@ class Energies:
         device, count = trainer.world.device, min(len(samples), self.dataset.count)
         level = float(trainer.schedule.sigma(torch.tensor(0.1, dtype=torch.float64)))
         noise = torch.randn(count, *samples.shape[1:], generator=generator(device, self.seed, "energies"), device=device)
-        images = {"data": self.dataset.images(torch.arange(count), device=device), "noise": model.sigma_data * noise,
+        images = {"data": self.dataset.images(self.dataset.some(count), device=device), "noise": model.sigma_data * noise,
                   "samples": samples[:count].to(device)}
         for name, x in images.items():
             energy = torch.cat([model.energy(part, part.new_full((len(part),), level)) for part in x.split(self.batch)])

@@ -121,7 +121,7 @@ class Trainer:
         return stop
 
     def gradients(self, images: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Loss of each image, (b,), and the gradients of its mean in the parameters, piece by piece, times the scaler's scale."""
+        """Loss of each image, (b,); leaves the gradients of its mean, times the scaler's scale, in the parameters."""
         losses = []
         parts = list(zip(*(t.chunk(self.pieces) for t in (images, sigma, noise)), strict=True))
         for index, part in enumerate(parts):

@@ -1,0 +1,49 @@
+"""The GPU's kernels without a GPU: `TRITON_INTERPRET=1 python tests/interpreted.py` runs them in Triton's interpreter and
+prints a line of JSON for each result: what it is, how far it is from float64, and how far it may be."""
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from test_fused import NAMES, case, results
+
+from ebm.nets import fused
+
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-11}  # the interpreter cuts bfloat16 off
+# Neighbouring groups worked out together and alone, groups whose size is no power of two, several steps along the pixels.
+SHAPES = [((2, 64, 3, 3), 4), ((1, 32, 9, 5), 2), ((2, 12, 5, 7), 3), ((1, 5, 3, 3), 1), ((1, 2, 40, 33), 2)]
+
+
+def main() -> None:
+    from ebm.nets import norm_silu as kernels
+
+    fused.kernels_for = lambda x: None if x.dtype == torch.float64 else kernels
+    for (shape, groups), dtype, last, along in [
+        *itertools.product(SHAPES, [torch.float32], [False, True], ["xwb"]),
+        *itertools.product(SHAPES[:1], [torch.bfloat16, torch.float16], [False, True], ["xwb"]),
+        *itertools.product(SHAPES[:1], [torch.float32], [True], ["x", "w", "b"]),
+    ]:
+        one, layout = case(shape, dtype), torch.channels_last if last else torch.contiguous_format
+        truth = results(one.to(torch.float64, torch.float64), groups, along=along)
+        one = one._replace(**{name: laid(getattr(one, name), layout) for name in ("x", "g", "vx")})
+        for name, got, true in zip(NAMES, results(one, groups, along=along), truth, strict=True):
+            told = {"what": f"{name} {shape} {dtype} {layout} {along}", "off": float((got.double() - true).abs().max()),
+                    "allowed": ROUNDING[dtype if got.dim() == 4 else torch.float32] * float(true.abs().max()),
+                    "laid": got.dim() < 4 or got.is_contiguous(memory_format=layout)}
+            print(json.dumps(told))
+
+
+def laid(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """x in another order, as a leaf."""
+    return x.detach().contiguous(memory_format=layout).requires_grad_()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The GPU's kernels: in Triton's interpreter against float64, through its compiler, and, where there is a GPU, on it."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ebm.nets import fused
+from ebm.nets.unet import UNet
+from ebm.train.graph import Recorded
+
+ROOT = Path(__file__).resolve().parents[1]
+triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with PyTorch for GPUs alone")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@triton
+def test_the_kernels_have_the_derivatives_of_float64() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "tests/interpreted.py"], cwd=ROOT, capture_output=True, text=True,
+                          check=False, env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(told) > 100
+    wrong = [one for one in told if not (one["off"] <= one["allowed"] and one["laid"])]  # NaN is wrong too
+    assert not wrong, wrong[:5]
+
+
+# What launches of the kernels pass, as the compiler is told it: pointers to numbers and to coefficients, and whole numbers.
+GIVEN = {"forward": "x w i w i y m e i", "backward": "x x w i w i m x x w w i", "second": "x x x w i w i m {} {} x x w w i"}
+TYPES = {"w": "*fp32", "m": "*fp32", "i": "i32", "e": "fp32"}
+
+
+@triton
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
+@pytest.mark.parametrize(("kernel", "numbers", "options"), [
+    ("forward", "*bf16", ""), ("backward", "*fp16", ""), ("second", "*bf16", "none"), ("second", "*fp32", "both"),
+])
+def test_the_kernels_compile_without_a_gpu(
+    kernel: str, numbers: str, options: str, last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton as compiler
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ebm.nets import norm_silu_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function, (rows, block) = getattr(norm_silu_triton, kernel), (64, 16) if last else (16, 128)
+    constants: dict[str, Any] = {"P": 256, "PER_GROUP": 16, "GROUPS": rows // 16, "LAST": last, "SILU": True, "ROWS": rows,
+                                 "BLOCK": block}
+    kinds = GIVEN[kernel].format(*(["w", "w"] if options == "both" else ["-", "-"])).split()
+    signature = {name: {**TYPES, "x": numbers, "y": numbers, "-": "constexpr"}[kind]
+                 for name, kind in zip(function.arg_names, kinds, strict=False)}
+    constants |= dict.fromkeys(name for name, kind in signature.items() if kind == "constexpr")
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=function, signature={name: signature[name] for name in function.arg_names}, constexprs=constants)
+    built = compiler.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    assert len(built.asm["cubin"]) > 1000
+
+
+def test_where_triton_does_not_work_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ebm.nets.norm_silu", None)  # importing it raises ImportError
+    with pytest.warns(UserWarning, match="Triton does not work here .*energies train without its kernels"):
+        assert fused.on_gpu.__wrapped__() is None
+
+
+def network() -> tuple[nn.Module, list[Tensor]]:
+    """A small U-Net on the GPU, off its start, and images with noise levels."""
+    torch.manual_seed(0)
+    net = UNet(channels=3, width=64, multipliers=[1, 2], blocks=1, attention=[1], patch=1).cuda()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return net, [torch.randn(8, 3, 16, 16, device="cuda"), torch.randn(8, device="cuda")]
+
+
+def second_order(net: nn.Module, y: Tensor, c_noise: Tensor) -> Tensor:
+    """As training does: the gradients of a function of a gradient."""
+    y = y.detach().requires_grad_()
+    gradient, = torch.autograd.grad((net(y, c_noise) * y).sum(), y, create_graph=True)
+    loss = gradient.square().flatten(1).mean(1)
+    loss.mean().backward()
+    return loss.detach()
+
+
+@gpu
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_on_a_gpu_the_network_has_the_gradients_of_float64(layout: torch.memory_format) -> None:
+    seen = []
+    for dtype in (torch.float32, torch.float64):
+        net, inputs = network()
+        net = net.to(dtype).to(memory_format=layout)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            loss = second_order(net, *(one.to(dtype) for one in inputs))
+        seen.append([loss, *(one.grad for one in net.parameters())])
+    for ours, true in zip(*seen, strict=True):
+        assert (ours.double() - true).norm() <= 1e-4 * true.norm()
+    assert fused.on_gpu() is not None
+
+
+@gpu
+def test_a_recorded_step_has_the_bits_of_one_that_is_not() -> None:
+    net, inputs = network()
+    parameters = list(net.parameters())
+    recorded = Recorded(lambda *inputs: second_order(net, *inputs), parameters)
+    for step in range(6):
+        fresh = [one + step for one in inputs]
+        ours = [recorded(*fresh).clone(), *(one.grad.clone() for one in parameters)]
+        net.zero_grad()
+        true = [second_order(net, *fresh), *(one.grad for one in parameters)]
+        assert all(torch.equal(one, other) for one, other in zip(ours, true, strict=True)), step
+        net.zero_grad()
+    assert recorded.graph is not None
+
+
+@gpu
+def test_what_cannot_be_recorded_runs_as_it_is() -> None:
+    weight = torch.ones(3, device="cuda", requires_grad=True)
+
+    def work(x: Tensor) -> Tensor:
+        loss = weight * x * float(x.sum())  # reads a number back
+        loss.sum().backward()
+        return loss.detach()
+
+    recorded = Recorded(work, [weight])
+    for step in range(5):
+        x = torch.full((3,), float(step), device="cuda")
+        if step == 3:
+            with pytest.warns(UserWarning, match="can't be recorded"):
+                assert torch.equal(recorded(x), x * x.sum())
+        else:
+            assert torch.equal(recorded(x), x * x.sum())
+        assert torch.equal(weight.grad, x * x.sum())
+        weight.grad = None
