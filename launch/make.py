@@ -63,13 +63,13 @@ def channels_last(cfg: DictConfig, device: torch.device) -> bool:
 
 def cuda_graph(cfg: DictConfig, world: World) -> bool:
     """Whether a step is recorded as a CUDA graph: "auto" for where that works."""
-    works = world.device.type == "cuda" and world.size == 1 and not cfg.compile
+    works = world.device.type == "cuda" and not cfg.compile
     if cfg.cuda_graph == "auto":
         return works
     if not isinstance(cfg.cuda_graph, bool):
         raise ValueError(f"cuda_graph: {cfg.cuda_graph!r} is not accepted; choose auto, true or false")
     if cfg.cuda_graph and not works:
-        raise ValueError("cuda_graph: True is not accepted; it needs a GPU, one process and compile=false")
+        raise ValueError("cuda_graph: True is not accepted; it needs a GPU and compile=false")
     return cfg.cuda_graph
 
 

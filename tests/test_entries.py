@@ -32,7 +32,7 @@ BAD = {
     "precision=fp8": "precision: 'fp8' is not accepted; choose fp32, bf16, fp16",
     "channels_last=1": "channels_last: 1 is not accepted; choose auto, true or false",
     "cuda_graph=maybe": "cuda_graph: 'maybe' is not accepted; choose auto, true or false",
-    "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU, one process and compile=false",
+    "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
     "optimizer.eps=abc": "error: optimizer.eps: 'abc' is not accepted; it must be float",
     "optimizer.eps=-1": "error: optimizer: Invalid epsilon value",

@@ -2,12 +2,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
+from forked import FORKED
 from torch import Tensor, nn
 
 from ebm.energy import Energy, pooled
@@ -15,7 +20,7 @@ from ebm.nets.cnn import CNN
 from ebm.objective import EDM, DenoisingScoreMatching
 from ebm.schedule import LogUniform
 from ebm.train.budget import Budget
-from ebm.train.distributed import World
+from ebm.train.distributed import World, join
 from ebm.train.ema import Average, PowerFunction
 from ebm.train.precision import Precision
 from ebm.train.rate import Constant
@@ -186,3 +191,38 @@ def test_a_state_from_where_channels_were_last_is_taken_up_where_they_are_not() 
         trainer.train_step(next(images()))
     for one, two in zip(here.parameters, other.parameters, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def by_hand(rank: int, size: int, port: int, folder: Path) -> None:
+    """One process of a run whose steps are recorded, but for the recording; leaves its parameters in a file."""
+    import ebm.train.trainer as module
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    module.Recorded = lambda work, parameters: work
+    with join(device="cpu", timeout_seconds=60, peers_seconds=60) as world:
+        trainer = make_trainer(steps=5)
+        trainer = dataclasses.replace(trainer, world=world, cuda_graph=True,
+                                      budget=Budget(images=5 * BATCH, batch=BATCH, micro_batch=1, clip=1e9))
+        share = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+        assert trainer.fit(x[share] for x in images())
+        assert trainer.parallel is trainer.model
+        torch.save(trainer.model.state_dict(), folder / f"{size}-{rank}.pt")
+
+
+def test_gradients_added_up_after_the_step_train_the_parameters_of_one_process(tmp_path: Path) -> None:
+    for size in (1, 2):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        processes = [FORKED.Process(target=by_hand, args=(rank, size, port, tmp_path)) for rank in range(size)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0] * size
+    one, *two = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    start = make_trainer().model.state_dict()
+    for name, value in one.items():
+        assert torch.equal(two[0][name], two[1][name]), name
+        torch.testing.assert_close(two[0][name], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(value, start[name], atol=1e-4) for name, value in one.items()), "nothing was trained"

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,6 +36,13 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def mean(self, tensors: Sequence[Tensor]) -> None:
+        """Makes each of ``tensors`` its mean over all processes, in one sum."""
+        if self.size > 1:
+            flat = _flatten_dense_tensors(tensors)
+            dist.all_reduce(flat)
+            torch._foreach_copy_(list(tensors), list(_unflatten_dense_tensors(flat.div_(self.size), tensors)))
 
     def share(self, value: T) -> T:
         """Rank 0's ``value`` (small), on every process."""

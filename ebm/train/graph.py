@@ -1,5 +1,5 @@
 """A training step's work on a GPU, recorded once as a CUDA graph and replayed: launching it from Python, kernel by kernel,
-takes longer than the work itself where images are few or small."""
+takes longer than the work itself where images are few or small. Several processes add their gradients up after it."""
 from __future__ import annotations
 
 import warnings

@@ -90,7 +90,8 @@ class Trainer:
         if self.step >= self.budget.steps:
             return True
         first = next(batches)
-        self.parallel = self.world.parallel(self.model)
+        # A graph can't hold DistributedDataParallel's own communication: there the gradients are added up after it.
+        self.parallel = self.model if self.cuda_graph else self.world.parallel(self.model)
         self.settle(first)
         self.meter.begin()
         with self.progress() as self.bar:
@@ -114,6 +115,8 @@ class Trainer:
         """One step on this process's share of the batch; says whether all processes agreed to stop after it."""
         sigma, noise = self.draw(images)
         losses = self.differentiate(images, sigma, noise)
+        if self.parallel is self.model:
+            self.world.mean([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.budget.clip, foreach=True)
         stop = self.vote(losses, sigma, norm)
@@ -190,7 +193,7 @@ class Trainer:
     def settle(self, images: Tensor) -> None:
         """One pass whose gradients are thrown away: DDP orders its buckets after the first pass, and a resumed run
         must add in the same order as one that was never interrupted."""
-        if self.world.size == 1:
+        if self.parallel is self.model:
             return
         part = images.chunk(self.pieces)[0]
         with self.precision.autocast(part.device):
@@ -200,7 +203,7 @@ class Trainer:
 
     def unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
         """Context in which gradients stay on this process."""
-        return self.parallel.no_sync() if wanted and self.world.size > 1 else contextlib.nullcontext()  # type: ignore
+        return self.parallel.no_sync() if wanted and self.parallel is not self.model else contextlib.nullcontext()  # type: ignore
 
     def progress(self) -> tqdm[Any]:
         """The bar on rank 0: images of all, images/s, time left; in a log, one line at most every half minute."""
@@ -209,8 +212,9 @@ class Trainer:
                     disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
 
     def communication(self) -> float:
-        """Seconds of a step that wait for other processes' gradients, as DistributedDataParallel has measured last."""
-        if self.world.size == 1:
+        """Seconds of a step that wait for other processes' gradients, as DistributedDataParallel has measured last; 0 where it
+        isn't used."""
+        if self.parallel is self.model:
             return 0.0
         told: dict[str, int] = self.parallel._get_ddp_logging_data()  # type: ignore[operator]
         return max(0, told.get("backward_comm_time", 0) - told.get("backward_compute_comm_overlap_time", 0)) / 1e9
