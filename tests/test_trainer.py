@@ -197,7 +197,8 @@ def by_hand(rank: int, size: int, port: int, folder: Path) -> None:
     """One process of a run whose steps are recorded, but for the recording; leaves its parameters in a file."""
     import ebm.train.trainer as module
 
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
     module.Recorded = lambda work, parameters: work
     with join(device="cpu", timeout_seconds=60, peers_seconds=60) as world:
