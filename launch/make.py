@@ -26,7 +26,7 @@ from launch.run import RunFolder
 
 
 def resolved(cfg: DictConfig, world: World) -> DictConfig:
-    """The config with every reference followed, `auto` decided, and without Hydra's own part."""
+    """The config with every reference followed, `precision=auto` decided, and without Hydra's own part."""
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     if container["precision"] == "auto":

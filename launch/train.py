@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from ebm.train.checkpoint import load
 from ebm.train.distributed import device_name, join
+from ebm.train.graph import NotRecordableError
 from ebm.train.metrics import Metrics
 from ebm.train.trainer import NonFiniteError, Trainer
 from launch.build import plain
@@ -79,7 +80,7 @@ def main(cfg: DictConfig) -> None:
         trainer.alive = first_steps(beat, start, trainer, metrics)
         try:
             done = trainer.fit(batches(cfg, trainer, train))
-        except NonFiniteError as error:
+        except (NonFiniteError, NotRecordableError) as error:
             refuse(str(error), code=1, world=world)
         # As a shell reports a signal, so that what was to follow the training does not.
         how, code = ("trained", 0) if done else ("stopped", 128 + (asked or [signal.SIGTERM])[-1])

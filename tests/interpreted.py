@@ -38,6 +38,19 @@ def main() -> None:
                     "allowed": ROUNDING[dtype if got.dim() == 4 else torch.float32] * float(true.abs().max()),
                     "laid": got.dim() < 4 or got.is_contiguous(memory_format=layout)}
             print(json.dumps(told))
+    for (shape, groups), last, silu in itertools.product(SHAPES, [False, True], [False, True]):
+        seen, layout = [], torch.channels_last if last else torch.contiguous_format
+        one = case(shape, torch.float32)
+        for kind in (one.to(torch.float64, torch.float64),
+                     one._replace(**{name: laid(getattr(one, name), layout) for name in ("x", "g", "vx")})):
+            weight, bias = (kind.weight, kind.bias) if silu else (kind.weight[0], kind.bias[0])
+            same, y = fused.beside(kind.x, weight, bias, groups=groups, eps=1e-5, silu=silu)
+            dx, = torch.autograd.grad((y * kind.g + same.square() * kind.vx).sum(), kind.x, create_graph=True)
+            seen.append([y, dx, *torch.autograd.grad(dx.pow(2).sum(), (kind.x, kind.g, kind.vx, kind.weight))])
+        for name, true, got in zip(("y", "dx", "dx of the second", "dg", "dv", "dweight"), *seen, strict=True):
+            off, allowed = float((got.double() - true).detach().abs().max()), 1e-5 * float(true.abs().max())
+            print(json.dumps({"what": f"{name} beside {shape} {layout} silu={silu}", "laid": True, "off": off,
+                              "allowed": allowed}))
 
 
 def laid(x: Tensor, layout: torch.memory_format) -> Tensor:

@@ -33,8 +33,9 @@ def test_attention_is_scaled_dot_product_attention(heads: int) -> None:
 @pytest.mark.parametrize("kernel", [True, False], ids=["with the kernel", "without"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_channels_last_changes_nothing_but_rounding(name: str, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not kernel:
-        monkeypatch.setattr(fused, "LOADED", False)
+    if kernel and not fused.LOADED:
+        pytest.skip("the kernel is not built; python tools/build_kernels.py")
+    monkeypatch.setattr(fused, "LOADED", kernel)
     seen = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)

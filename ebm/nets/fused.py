@@ -53,13 +53,17 @@ LOADED = load()
 
 
 @functools.cache  # so that it is tried, and warned of, once
-def on_gpu() -> Any:
-    """The GPU's kernels, where Triton can compile and run them; else None, with a warning."""
+def on_gpu(dtype: torch.dtype) -> Any:
+    """The GPU's kernels, where Triton can compile and run them for numbers of that type; else None, with a warning."""
     try:
         from ebm.nets import norm_silu as kernels
 
-        x = torch.zeros(1, 1, 1, 1, device="cuda")
-        kernels.norm_silu(x, x[:, :, 0, 0], x[:, :, 0, 0], 1, 1.0, True)
+        x, one = torch.zeros(1, 1, 1, 1, device="cuda", dtype=dtype), torch.ones(1, 1, device="cuda")
+        _, moments = kernels.norm_silu(x, one, one, 1, 1.0, True)
+        kernels.norm_silu_backward(x, x, one, one, moments, x, 1, True)
+        kernels.norm_silu_second(x, x, one, one, moments, x, None, None, 1, True)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # Triton is not there, has no C compiler or doesn't know the GPU: each raises its own
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"Triton does not work here ({why}); energies train without its kernels, more slowly", stacklevel=2)
@@ -72,7 +76,7 @@ def kernels_for(x: Tensor) -> Any:
     kind = x.device.type
     if torch.compiler.is_compiling() or x.dtype not in TYPES.get(kind, ()):
         return None
-    return on_gpu() if kind == "cuda" else torch.ops.ebm if LOADED else None
+    return on_gpu(x.dtype) if kind == "cuda" else torch.ops.ebm if LOADED else None
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:

@@ -44,6 +44,14 @@ class World:
             dist.all_reduce(flat)
             torch._foreach_copy_(list(tensors), list(_unflatten_dense_tensors(flat.div_(self.size), tensors)))
 
+    @torch.no_grad()
+    def alike(self, tensors: Sequence[Tensor]) -> None:
+        """Makes each of ``tensors`` what it is on rank 0."""
+        if self.size > 1:
+            flat = _flatten_dense_tensors([one.detach() for one in tensors])
+            dist.broadcast(flat, 0)
+            torch._foreach_copy_(list(tensors), list(_unflatten_dense_tensors(flat, tensors)))
+
     def share(self, value: T) -> T:
         """Rank 0's ``value`` (small), on every process."""
         return self.everyone(value)[0]

@@ -47,8 +47,10 @@ class Log:
     def speed(self, trainer: Trainer, steps: float, seconds: float, reading: float) -> dict[str, float]:
         """Images/s of all processes, and a step's seconds: waiting for images, for other processes, and the rest."""
         rate, communication = steps * trainer.budget.batch / seconds, trainer.communication()
-        parts = {"images_per_s": rate, "data_s": reading / steps, "communication_s": communication,
-                 "compute_s": max(0.0, (seconds - reading) / steps - communication)}
+        parts = {"images_per_s": rate, "data_s": reading / steps,
+                 "compute_s": max(0.0, (seconds - reading) / steps - (communication or 0.0))}
+        if communication is not None:
+            parts["communication_s"] = communication
         if self.peak_rate is not None:
             parts["peak_share"] = rate / (self.peak_rate * trainer.world.size)
         return parts

@@ -36,8 +36,9 @@ class HeldOut:
         world, model = trainer.world, trainer.averages[0].model
         total = torch.zeros((), device=world.device)
         for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size):
-            x = self.dataset.images(self.dataset.some(self.count)[part.start:part.stop], device=world.device)
-            x = dequantised(x, seed=self.seed, indices=part) if self.dequantise else x
+            chosen = self.dataset.some(self.count)[part.start:part.stop]
+            x = self.dataset.images(chosen, device=world.device)
+            x = dequantised(x, seed=self.seed, indices=chosen.tolist()) if self.dequantise else x
             source = generator(world.device, self.seed, "held-out", part.start)
             sigma = trainer.schedule.draw(len(x), generator=source)
             noise = torch.randn(x.shape, generator=source, device=world.device)

@@ -90,8 +90,7 @@ class Trainer:
         if self.step >= self.budget.steps:
             return True
         first = next(batches)
-        # A graph can't hold DistributedDataParallel's own communication: there the gradients are added up after it.
-        self.parallel = self.model if self.cuda_graph else self.world.parallel(self.model)
+        self.parallelise()
         self.settle(first)
         self.meter.begin()
         with self.progress() as self.bar:
@@ -110,6 +109,14 @@ class Trainer:
                 if self.stopping or ended:
                     break
         return ended
+
+    def parallelise(self) -> None:
+        """Makes the processes one run: by DistributedDataParallel, or, as a graph can't hold what it communicates, by adding
+        up the gradients after the graph."""
+        if self.cuda_graph:
+            self.world.alike([*self.model.parameters(), *self.model.buffers()])
+        else:
+            self.parallel = self.world.parallel(self.model)
 
     def train_step(self, images: Tensor) -> bool:
         """One step on this process's share of the batch; says whether all processes agreed to stop after it."""
@@ -211,11 +218,11 @@ class Trainer:
         return tqdm(total=total, initial=self.images, unit="img", unit_scale=True, dynamic_ncols=True, desc="train",
                     disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
 
-    def communication(self) -> float:
-        """Seconds of a step that wait for other processes' gradients, as DistributedDataParallel has measured last; 0 where it
-        isn't used."""
+    def communication(self) -> float | None:
+        """Seconds of a step that wait for other processes' gradients, as DistributedDataParallel has measured last; None
+        where several processes do without it, and nothing is measured."""
         if self.parallel is self.model:
-            return 0.0
+            return 0.0 if self.world.size == 1 else None
         told: dict[str, int] = self.parallel._get_ddp_logging_data()  # type: ignore[operator]
         return max(0, told.get("backward_comm_time", 0) - told.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
@@ -226,7 +233,7 @@ class Trainer:
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.model.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, moments in self.optimizer.state.items():  # saved where channels were last, perhaps, and here are not
+        for parameter, moments in self.optimizer.state.items():  # perhaps saved in another order than they have here
             moments |= {name: torch.empty_like(parameter).copy_(value) for name, value in moments.items()
                         if value.shape == parameter.shape and value.stride() != parameter.stride()}
         self.scaler.load_state_dict(state["scaler"])

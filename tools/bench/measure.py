@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 
+from ebm.train.graph import WARM
+
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,6 +91,8 @@ def alternate(cases: Mapping[str, Callable[[], object]], *, setting: Setting,
 
     ``calls`` of each case in a round may be given, where several processes must make equally many.
     """
+    for case in cases.values():
+        seconds_per_call(case, WARM + 1, setting=setting)  # on a GPU a step is recorded in the last of these
     calls = calls or {name: calls_for(case, setting=setting) for name, case in cases.items()}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(setting.repeats):
@@ -99,8 +103,7 @@ def alternate(cases: Mapping[str, Callable[[], object]], *, setting: Setting,
 
 
 def calls_for(case: Callable[[], object], *, setting: Setting) -> int:
-    """Calls that take at least the setting's seconds, after three that warm it up."""
-    seconds_per_call(case, 3, setting=setting)
+    """Calls of a case that is warm that take at least the setting's seconds."""
     return max(1, math.ceil(setting.seconds / seconds_per_call(case, 1, setting=setting)))
 
 

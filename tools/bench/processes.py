@@ -65,7 +65,7 @@ def one(folder: Path, setting: Setting, world: World) -> None:
     cfg = config("model=unet", f"budget.batch={EACH * world.size}", device=setting.device)
     data = dataset(folder / f"{os.getpid()}.beton", count=EACH)
     trainer = make_trainer(cfg, world, RunFolder(folder / f"run-{os.getpid()}"), data, None)
-    trainer.parallel = world.parallel(trainer.model)
+    trainer.parallelise()
     images = torch.randn(EACH, 3, 32, 32, device=setting.device)
     trainer.settle(images)
     cases: dict[str, Callable[[], object]] = {"step": stepping(trainer, images), "vote": voting(trainer)}

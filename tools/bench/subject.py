@@ -25,7 +25,7 @@ from tools.bench.measure import ROOT
 
 
 def config(*overrides: str, device: torch.device) -> DictConfig:
-    """configs/train.yaml with overrides, every reference followed and `auto` decided."""
+    """configs/train.yaml with overrides, every reference followed and `precision=auto` decided."""
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = hydra.compose("train", overrides=["run=bench", *overrides])
     return resolved(cfg, World(rank=0, size=1, device=device))

@@ -38,7 +38,8 @@ def rows(setting: Setting) -> list[Row]:
 
 def shares(label: str, precision: str, setting: Setting) -> list[Row]:
     """Speed of training and its share of both ceilings."""
-    overrides = ["model=unet_score", f"precision={precision}", *(["budget.batch=32"] if setting.quick else [])]
+    overrides = ["model=unet_score", f"precision={precision}", *(["budget.batch=32"] if setting.quick else []),
+                 *(["cuda_graph=false"] if setting.compile else [])]
     cfg = config(*overrides, device=setting.device)
     with tempfile.TemporaryDirectory() as folder:
         data = dataset(Path(folder, "shapes.beton"), count=cfg.budget.batch)
