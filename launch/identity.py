@@ -8,8 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 # What a resumed run may change without becoming another run; any other key must be what it was.
 FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every",
         "save.keep", "preview", "diagnose", "sampler", "budget.images", "budget.micro_batch", "data.train", "data.test",
-        "data.resident_bytes", "data.workers", "data.loader", "channels_last", "cuda_graph", "experiment",
-        "track")
+        "data.resident_bytes", "data.workers", "data.loader", "channels_last", "cuda_graph", "experiment", "track")
 
 
 # Keys that older configs lack, by what they meant then.

@@ -47,30 +47,26 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     """The model of a config on its device, with the same first parameters on every process."""
     torch.manual_seed(seed(cfg))
     model: Preconditioned = build(cfg.model, key="model")
-    if channels_last(cfg, device):
+    if switch(cfg, "channels_last", auto=device.type == "cuda"):
         model.to(memory_format=torch.channels_last)
     return model.to(device)
 
 
-def channels_last(cfg: DictConfig, device: torch.device) -> bool:
-    """Whether a model's weights, and so its images, lie with channels last: "auto" for where that is faster."""
-    if cfg.channels_last == "auto":
-        return device.type == "cuda"
-    if not isinstance(cfg.channels_last, bool):
-        raise ValueError(f"channels_last: {cfg.channels_last!r} is not accepted; choose auto, true or false")
-    return cfg.channels_last
+def switch(cfg: DictConfig, key: str, *, auto: bool) -> bool:
+    """The value of a key that is true, false, or "auto", which then means ``auto``; raises ValueError for another."""
+    value = cfg[key]
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"{key}: {value!r} is not accepted; choose auto, true or false")
+    return auto if value == "auto" else value
 
 
 def cuda_graph(cfg: DictConfig, world: World) -> bool:
     """Whether a step is recorded as a CUDA graph: "auto" for where that works."""
     works = world.device.type == "cuda" and not cfg.compile
-    if cfg.cuda_graph == "auto":
-        return works
-    if not isinstance(cfg.cuda_graph, bool):
-        raise ValueError(f"cuda_graph: {cfg.cuda_graph!r} is not accepted; choose auto, true or false")
-    if cfg.cuda_graph and not works:
+    wanted = switch(cfg, "cuda_graph", auto=works)
+    if wanted and not works:
         raise ValueError("cuda_graph: True is not accepted; it needs a GPU and compile=false")
-    return cfg.cuda_graph
+    return wanted
 
 
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:

@@ -31,7 +31,7 @@ def norm_silu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ⟨g, `norm_silu`⟩ in x, on top of ``around``, weight and bias."""
     x, g, others = alike(x, g, around)
-    dx, dw, db = torch.empty_like(x), *sums(x, 2)
+    dx, dw, db = torch.empty_like(x), *sums(x)
     launch(backward, x, groups, silu, g, x, *coefficients(weight, bias), moments, others, dx, dw, db)
     return dx, dw, db
 
@@ -42,7 +42,7 @@ def norm_silu_second(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients in g, x, weight and bias of the products of `norm_silu_backward`'s results with vx, vw and vb."""
     x, g, v = alike(x, g, torch.zeros_like(x) if vx is None else vx)
-    dg, dx, dw, db = torch.empty_like(x), torch.empty_like(x), *sums(x, 2)
+    dg, dx, dw, db = torch.empty_like(x), torch.empty_like(x), *sums(x)
     vw, vb = (None if one is None else one.contiguous() for one in (vw, vb))
     launch(second, x, groups, silu, g, x, v, *coefficients(weight, bias), moments, vw, vb, dg, dx, dw, db)
     return dg, dx, dw, db
@@ -59,9 +59,9 @@ def coefficients(weight: Tensor, bias: Tensor) -> tuple[Tensor, int, Tensor, int
     return weight, weight.stride(0), bias, bias.stride(0)
 
 
-def sums(x: Tensor, count: int) -> list[Tensor]:
-    """Room for so many numbers of each channel, (B, C) each."""
-    return [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(count)]
+def sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the gradients in weight and bias, (B, C) each."""
+    return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
 
 
 def launch(kernel: Any, x: Tensor, groups: int, silu: bool, *arguments: Any) -> None:
