@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import ctypes
 import difflib
 import gc
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.faults import Refused
@@ -51,13 +53,26 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here instead of being printed as a traceback
     keep_memory()
     spare_collector()
-    entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)
     try:
-        entry()
+        if any(argument.startswith(("-", "hydra", "+hydra")) for argument in sys.argv[1:]):  # --help, --cfg, a study's -m
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)()
+        else:
+            with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=config):
+                main(composed(config, sys.argv[1:]))
     except (HydraException, OmegaConfBaseException) as error:
         refuse(explain(error, config))
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C; nothing half-written is left", code=128 + signal.SIGINT)
+
+
+def composed(config: str, overrides: list[str]) -> DictConfig:
+    """What ``hydra.main`` gives an entry, made once: it makes all of it a first time, for the value of hydra.mode alone."""
+    cfg = hydra.compose(config, overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    cfg = copy.deepcopy(cfg)
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 def spare_collector() -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from launch import diagnose, entry, evaluate, sample, train
 from launch.entry import run
@@ -137,6 +138,7 @@ def test_work_is_collected_and_imports_are_not(monkeypatch: pytest.MonkeyPatch) 
     seen = []
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(entry.hydra, "main", lambda **_: lambda main: main)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg=job"])
     gc.disable()
     try:
         entry.begin(lambda: seen.append((gc.isenabled(), len(gc.get_objects()))), config="train")  # type: ignore[arg-type, misc]
@@ -145,3 +147,15 @@ def test_work_is_collected_and_imports_are_not(monkeypatch: pytest.MonkeyPatch) 
     ((on, watched),) = seen
     assert on, "the collector stays off while the work goes on"
     assert watched < 1000, "what was imported is gone through again and again"
+
+
+def test_a_config_made_once_is_that_of_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    seen = []
+    for more in ([], ["hydra.verbose=false"]):  # the second is Hydra's own way
+        monkeypatch.setattr(sys, "argv", ["train.py", "model=cnn", "seed=3", *more])
+        entry.begin(lambda cfg: seen.append((cfg, OmegaConf.to_container(cfg, resolve=True))), config="train")
+    (ours, plain), (theirs, same) = seen
+    assert plain == same
+    assert plain["run"] == "runs/shapes-cnn-lognormal-seed3"
+    assert OmegaConf.is_struct(ours) == OmegaConf.is_struct(theirs), "unknown keys would be taken"
