@@ -1,6 +1,6 @@
 # Sourced by quickstart.sh and test.sh: makes .venv and installs the package into it, once for each setup.cfg.
 # usage: install "<extras>"      PYTHON=python3.12 chooses another Python; EBM_FFCV=0 leaves FFCV out; EBM_LOWEST=1 takes the
-# oldest releases that setup.cfg allows
+# oldest releases that setup.cfg allows, through uv
 packages="g++ pkg-config libopencv-dev libturbojpeg0-dev" # what FFCV is built with
 unset PYTHONDONTWRITEBYTECODE # a module is compiled when it is first imported, not all 14,000 of them at installing: a minute less
 
@@ -60,13 +60,12 @@ install_ffcv() { # returns 1 where it can't be had; training then reads the same
     ffcv_can_build && pip_install -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
 }
 
-pip_install() { # by uv, in half of pip's time, and by pip where uv fails, which knows less of pip's settings than its index
-    local oldest='' index=${PIP_INDEX_URL:-$(.venv/bin/python -m pip config get global.index-url 2>/dev/null)}
-    [ -z "$index" ] || local -x UV_DEFAULT_INDEX=$index
-    [ "${EBM_LOWEST:-0}" = 0 ] || oldest="--resolution lowest-direct"
-    # shellcheck disable=SC2086
-    .venv/bin/uv pip install -q --python .venv/bin/python $oldest "$@" >>"$log" 2>&1 && return
-    [ -z "$oldest" ] && .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile "$@" >>"$log" 2>&1
+pip_install() {
+    if [ "${EBM_LOWEST:-0}" = 1 ]; then
+        .venv/bin/uv pip install -q --python .venv/bin/python --resolution lowest-direct "$@" >>"$log" 2>&1
+        return
+    fi
+    .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile "$@" >>"$log" 2>&1
 }
 
 stamp() { # of all that decides what is installed: where a compiler, OpenCV or a wheel has come since, it is tried again
@@ -85,7 +84,7 @@ install() { # install "<extras>" [system packages that the caller can do without
     choose_python
     make_venv
     say "installing the package and PyTorch into .venv (some GB, a few minutes the first time; log: $log)"
-    .venv/bin/python -m pip install -q --disable-pip-version-check --upgrade pip wheel uv >>"$log" 2>&1 || true
+    if [ "${EBM_LOWEST:-0}" = 1 ]; then .venv/bin/python -m pip install -q uv >>"$log" 2>&1; else pip_install --upgrade pip wheel || true; fi
     case $(readlink -f "$(command -v "$python")") in /usr/bin/python3.*) packages="$packages python$series-dev" ;; esac
     { [ "${EBM_FFCV:-1}" = 0 ] || wheel || ffcv_packages || :; [ $# = 0 ] || apt_install "$@"; } & # while pip works
     pip_install -e ".[$extras]" || { tail -n 5 "$log" >&2; echo "error: the packages cannot be installed (log: $log)" >&2; exit 1; }
