@@ -1,6 +1,7 @@
 """What tests share: a tiny data set, and the entries run as a user runs them."""
 from __future__ import annotations
 
+import atexit
 import gc
 import hashlib
 import os
@@ -20,6 +21,7 @@ from ebm.data.shapes import shapes
 from ebm.train.checkpoint import Checkpoints, load
 
 gc.freeze()  # the collector need not go through all that is imported, again and again
+atexit.register(gc.unfreeze)  # Triton reports what is then left as leaks
 # With more threads than idle cores, small tensors wait for each other at every loop: a hundred times slower.
 torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "disabled"  # but in the tests of tracking

@@ -62,7 +62,7 @@ def test_the_kernels_compile_without_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from ebm.nets import norm_silu_triton
+    from ebm.nets import norm_silu, norm_silu_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function, (rows, block) = getattr(norm_silu_triton, kernel), (64, 16) if last else (16, 128)
@@ -74,7 +74,7 @@ def test_the_kernels_compile_without_a_gpu(
     constants |= dict.fromkeys(name for name, kind in signature.items() if kind == "constexpr")
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=function, signature={name: signature[name] for name in function.arg_names}, constexprs=constants)
-    built = compiler.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    built = compiler.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, **norm_silu.OPTIONS})
     assert len(built.asm["cubin"]) > 1000
 
 

@@ -16,6 +16,8 @@ from ebm.nets.twice import order
 LINE = 64  # channels that fill a cache line in half precision
 # Numbers worked out at once by a program, and of these by one thread: the fastest on an H200 (docs/bench.md).
 SIZES = {torch.channels_last: (1024, 4), torch.contiguous_format: (2048, 8)}
+# Multiply and add in one, as measured; Triton 3.9 warns where it is left to a default, which is to change.
+OPTIONS = {"enable_fp_fusion": True}
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
@@ -77,4 +79,4 @@ def launch(kernel: Any, x: Tensor, groups: int, silu: bool, *arguments: Any) -> 
         with torch.cuda.device_of(x):
             kernel[(batch * groups // at_once,)](
                 *arguments, channels, P=pixels, PER_GROUP=per_group, GROUPS=at_once, LAST=last, SILU=silu, ROWS=rows,
-                BLOCK=block, num_warps=max(1, min(32, rows * block // (32 * each))))
+                BLOCK=block, num_warps=max(1, min(32, rows * block // (32 * each))), **OPTIONS)
