@@ -54,7 +54,8 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
     keep_memory()
     spare_collector()
     try:
-        if any(argument.startswith(("-", "hydra", "+hydra")) for argument in sys.argv[1:]):  # --help, --cfg, a study's -m
+        # --help, --cfg, a study's -m, and settings of Hydra's own
+        if any(argument.lstrip("+~").startswith(("-", "hydra")) for argument in sys.argv[1:]):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)()
         else:
             with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=config):
@@ -83,8 +84,10 @@ def spare_collector() -> None:
 
 
 def spare_the_end() -> None:
-    """Keeps Python's own end from going through all that is left, half a second, where Triton won't report it as leaks."""
-    if "triton._C.libtriton" not in sys.modules:
+    """Keeps Python's own end from going through all that is left, a second or two; not where Triton is bound by nanobind,
+    which reports what it then keeps as leaks."""
+    triton = sys.modules.get("triton._C.libtriton.ir")
+    if type(getattr(triton, "builder", None)).__module__ != "nanobind":
         gc.freeze()
 
 

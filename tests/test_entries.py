@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from launch import diagnose, entry, evaluate, sample, train
 from launch.entry import run
@@ -152,10 +153,17 @@ def test_work_is_collected_and_imports_are_not(monkeypatch: pytest.MonkeyPatch) 
 def test_a_config_made_once_is_that_of_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     seen = []
-    for more in ([], ["hydra.verbose=false"]):  # the second is Hydra's own way
+
+    def take(cfg: DictConfig) -> None:
+        alone = OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir")  # which only Hydra's own way fills in
+        seen.append((cfg, OmegaConf.to_container(cfg, resolve=True), alone))
+
+    for more in ([], ["hydra.verbose=false"]):
         monkeypatch.setattr(sys, "argv", ["train.py", "model=cnn", "seed=3", *more])
-        entry.begin(lambda cfg: seen.append((cfg, OmegaConf.to_container(cfg, resolve=True))), config="train")
-    (ours, plain), (theirs, same) = seen
+        entry.begin(take, config="train")
+    (ours, plain, once), (theirs, same, twice) = seen
+    assert once
+    assert not twice
     assert plain == same
     assert plain["run"] == "runs/shapes-cnn-lognormal-seed3"
     assert OmegaConf.is_struct(ours) == OmegaConf.is_struct(theirs), "unknown keys would be taken"
