@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Command
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch import epilogue, store
@@ -165,17 +165,17 @@ def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> Non
     assert [epilogue.stuck(record, step) for step in ("none", "10", "10", "10", "20", "20", "20", "20")] == [False] * 7 + [True]
 
 
-def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], tmp_path: Path) -> None:
+def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Command, tmp_path: Path) -> None:
     tools = tmp_path / "bin"  # a PATH without sbatch
     tools.mkdir()
     for name in ("git", "env", "true"):
         os.symlink(str(shutil.which(name)), tools / name)
     env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "launch/sweep.py", "-m", *without_sampler(tiny), "budget.images=64", "preflight.disk_gb=0.01",
-               f"store={tmp_path}/store", "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
+    asked = ["-m", *without_sampler(tiny), "budget.images=64", "preflight.disk_gb=0.01", f"store={tmp_path}/store",
+             "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
+        return command("sweep", *asked, *more, env=env, check=False)
 
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr

@@ -15,7 +15,7 @@ say "ruff"
 .venv/bin/ruff check .
 if [ "${EBM_LOWEST:-0}" = 0 ]; then # older releases are typed otherwise
     say "mypy"
-    .venv/bin/mypy
+    .venv/bin/mypy --num-workers "$(nproc)"
 fi
 say "pytest"
 # A process for every core; each file's tests stay together, as they share what is made once, such as a cluster.
