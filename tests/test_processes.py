@@ -22,7 +22,7 @@ LENGTH = f"budget.images={STEPS * BATCH}"
 
 @pytest.fixture(scope="module")
 def reference(tiny: list[str], command: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same run of 20 steps, never interrupted, on one process and on two, whose images are read through FFCV where it is."""
+    """The same run of 20 steps, never interrupted, on one process and on two, which read through FFCV where it is."""
     runs = {}
     for processes, loader in ((1, "plain"), (2, "auto")):
         runs[processes] = tmp_path_factory.mktemp("reference") / "run"
