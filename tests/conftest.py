@@ -34,11 +34,11 @@ TINY = ["model=cnn", "model.network.width=8", "model.network.levels=2", "schedul
         "data.loader=plain"]  # FFCV's code is compiled in every process; tests that are about it say so
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # Files that take long begin first, so that no core is idle at the end; xdist gives each process two files at once, so that
-# the third waits for the first, which is to be the longest. Beside that one, which waits for SLURM, stand those that compute;
-# those that wait for W&B come after it. The report's are not among them: one of them tells the time, and beside the cluster's
-# it would be theirs.
-LONG = ["test_cluster", "test_processes", "test_track", "test_study", "test_energy_vs_score", "test_density",
-        "test_diagnose_regimes", "test_samplers", "test_fused_gpu", "test_precision", "test_dual"]
+# the third waits for the first, which is to be the longest. That one first fills the cores and then waits for SLURM, so beside
+# it stand those that compute and then those of several processes; those that wait for W&B come after it. The report's are not
+# among them: one of them tells the time, and beside the cluster's it would be theirs.
+LONG = ["test_cluster", "test_density", "test_track", "test_diagnose_regimes", "test_samplers", "test_fused_gpu",
+        "test_precision", "test_processes", "test_energy_vs_score", "test_study", "test_evaluate", "test_dual"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

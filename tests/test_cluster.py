@@ -359,8 +359,51 @@ def test_samples_follow_their_own_run_alone(cluster: Cluster, first: dict[str, d
             assert any(Path(point["folder"]).glob("*.npz")) == (wanted == "COMPLETED")
 
 
+@pytest.fixture(scope="module")
+def moved(cluster: Cluster, first: dict[str, dict[str, Any]], tiny: list[str],
+          tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[None]]:
+    """Two runs that are cancelled and queued again on more and on fewer processes, while another study runs: it is mostly
+    waited for."""
+
+    def story() -> None:
+        store = tmp_path_factory.mktemp("processes")
+        command = [*without(tiny), *SMALL, f"store={store}", *faults(store / "faults", {})]
+        cluster.sweep(*command, "save.held_out=17,18")
+        before = read(store)
+        for point in before.values():
+            until(lambda point=point: step(point) >= 14, why="step 14")  # type: ignore[misc]
+        said = cluster.status(str(before["17"]["study"]), "--cancel")
+        assert "4 jobs cancelled" in said, "two runs and their samplings"
+        for point in before.values():
+            until(lambda point=point: over(cluster, point), 60, why="the end of what is cancelled")  # type: ignore[misc]
+        truth = final_state(Path(first["reference"]["folder"]))
+        for number, processes in (("18", 4), ("17", 1)):
+            loader = "auto" if processes == 1 else "plain"  # FFCV's code is compiled in every process
+            said = cluster.sweep(*command, f"save.held_out={number}", f"hydra.launcher.tasks_per_node={processes}",
+                                 f"data.loader={loader}", "report=status")
+            if processes > 1:
+                alone(cluster, store)
+            point = read(store)[number]
+            assert point["folder"] == before[number]["folder"]
+            until(lambda point=point: over(cluster, point), why=f"the end on {processes} processes")  # type: ignore[misc]
+            assert cluster.state(point["job"]) == "COMPLETED", log(point)
+            assert "resumed at step" in log(point)
+            assert len(list((point["study"] / "logs").glob(f"{point['job']}_*_log.out"))) == processes
+            state = final_state(Path(point["folder"]))
+            for name, value in state.items():
+                if name.startswith((".model", ".averages")):
+                    torch.testing.assert_close(value, truth[name], rtol=1e-3, atol=1e-4)
+        job = said.split("status: job ")[1].split(",")[0]
+        until(lambda: cluster.state(job) == "COMPLETED", why="the report")
+        shown = (point["study"] / "logs" / f"{job}_0_log.out").read_text()
+        assert shown.count("COMPLETED") == 2, "the report came before the run and its sampling had ended"
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(story)
+
+
 def test_what_failed_is_queued_again_alone_and_ends_as_if_nothing_had_been(
-        cluster: Cluster, first: dict[str, dict[str, Any]], truth: str, store: Path) -> None:
+        cluster: Cluster, first: dict[str, dict[str, Any]], truth: str, store: Path, moved: object) -> None:
     said = cluster.status(str(first["reference"]["study"]), "--resubmit", "failed")
     failed = ["raise", "nan", "full", "cancel", "stuck"]
     assert f"{len(failed)} runs and {len(failed)} samplings queued" in said
@@ -409,39 +452,8 @@ def test_wandb_has_every_step_of_a_requeued_job_once(limited: Future[dict[str, A
     assert group == point["study"].name
 
 
-def test_a_run_goes_on_with_fewer_or_more_processes(cluster: Cluster, first: dict[str, dict[str, Any]], tiny: list[str],
-                                                    tmp_path_factory: pytest.TempPathFactory) -> None:
-    store = tmp_path_factory.mktemp("processes")
-    command = [*without(tiny), *SMALL, f"store={store}", *faults(store / "faults", {})]
-    cluster.sweep(*command, "save.held_out=17,18")
-    before = read(store)
-    for point in before.values():
-        until(lambda point=point: step(point) >= 14, why="step 14")  # type: ignore[misc]
-    said = cluster.status(str(before["17"]["study"]), "--cancel")
-    assert "4 jobs cancelled" in said, "two runs and their samplings"
-    for point in before.values():
-        until(lambda point=point: over(cluster, point), 60, why="the end of what is cancelled")  # type: ignore[misc]
-    truth = final_state(Path(first["reference"]["folder"]))
-    for number, processes in (("18", 4), ("17", 1)):
-        loader = "auto" if processes == 1 else "plain"  # FFCV's code is compiled in every process
-        said = cluster.sweep(*command, f"save.held_out={number}", f"hydra.launcher.tasks_per_node={processes}", "report=status",
-                             f"data.loader={loader}")
-        if processes > 1:
-            alone(cluster, store)
-        point = read(store)[number]
-        assert point["folder"] == before[number]["folder"]
-        until(lambda point=point: over(cluster, point), why=f"the end on {processes} processes")  # type: ignore[misc]
-        assert cluster.state(point["job"]) == "COMPLETED", log(point)
-        assert "resumed at step" in log(point)
-        assert len(list((point["study"] / "logs").glob(f"{point['job']}_*_log.out"))) == processes
-        state = final_state(Path(point["folder"]))
-        for name, value in state.items():
-            if name.startswith((".model", ".averages")):
-                torch.testing.assert_close(value, truth[name], rtol=1e-3, atol=1e-4)
-    job = said.split("status: job ")[1].split(",")[0]
-    until(lambda: cluster.state(job) == "COMPLETED", why="the report")
-    shown = (point["study"] / "logs" / f"{job}_0_log.out").read_text()
-    assert shown.count("COMPLETED") == 2, "the report came before the run and its sampling had ended"
+def test_a_run_goes_on_with_fewer_or_more_processes(moved: Future[None]) -> None:
+    moved.result()
 
 
 def kill_node(cluster: Cluster, node: str) -> None:
