@@ -33,11 +33,11 @@ TINY = ["model=cnn", "model.network.width=8", "model.network.levels=2", "schedul
         "save.held_out=16", "sampler.steps=2", "device=cpu", "precision=fp32",
         "data.loader=plain"]  # FFCV's code is compiled in every process; tests that are about it say so
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-# Files that take long begin first, so that no core is idle at the end; xdist gives each process two files at once, so that
-# the third waits for the first, which is to be the longest. That one first fills the cores and then waits for SLURM, so beside
-# it stand those that compute and then those of several processes; those that wait for W&B come after it. The report's are not
-# among them: one of them tells the time, and beside the cluster's it would be theirs.
-LONG = ["test_cluster", "test_density", "test_track", "test_diagnose_regimes", "test_samplers", "test_fused_gpu",
+# Files that take long begin first, so that no core is idle at the end; xdist gives each process two files at once, so that on
+# two cores, with three processes, the fourth waits for the first, which is to be the longest. Beside that one, which first
+# fills the cores, stand those that compute; those that wait for W&B come after it. The report's are not among them: one of
+# them tells the time, and beside the cluster's it would be theirs.
+LONG = ["test_cluster", "test_density", "test_diagnose_regimes", "test_track", "test_samplers", "test_fused_gpu",
         "test_precision", "test_processes", "test_energy_vs_score", "test_study", "test_evaluate", "test_dual"]
 
 

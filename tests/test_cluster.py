@@ -359,6 +359,20 @@ def test_samples_follow_their_own_run_alone(cluster: Cluster, first: dict[str, d
             assert any(Path(point["folder"]).glob("*.npz")) == (wanted == "COMPLETED")
 
 
+def test_a_bad_override_is_refused_with_nothing_queued(
+        cluster: Cluster, command_line: list[str], store: Path, truth: str) -> None:
+    studies = len(list((store / "studies").iterdir()))
+    before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
+    for bad, words in ((["schedule=single", "schedule.level=-1"], "level"), (["model.network.wdith=3"], "wdith"),
+                       (["hydra.launcher.partition=none"], "sbatch refused")):
+        said = cluster.sweep(*command_line[:-1], "save.held_out=1,2", "seed=7,8", *bad, check=False)
+        assert sum(line.startswith("error:") for line in said.splitlines()) == 1, said
+        assert words in said
+        assert "Traceback" not in said
+    assert set(cluster.ask("squeue", "-h", "-r", "-o", "%F").split()) <= set(before.split())
+    assert len(list((store / "studies").iterdir())) == studies
+
+
 @pytest.fixture(scope="module")
 def moved(cluster: Cluster, first: dict[str, dict[str, Any]], tiny: list[str],
           tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[None]]:
@@ -414,20 +428,6 @@ def test_what_failed_is_queued_again_alone_and_ends_as_if_nothing_had_been(
         until(lambda point=point: over(cluster, point), why=f"the end of {name}")  # type: ignore[misc]
         assert cluster.state(point["job"]) == "COMPLETED", log(point)
         assert fingerprint(final_state(Path(point["folder"]))) == truth
-
-
-def test_a_bad_override_is_refused_with_nothing_queued(
-        cluster: Cluster, command_line: list[str], store: Path, truth: str) -> None:
-    studies = len(list((store / "studies").iterdir()))
-    before = cluster.ask("squeue", "-h", "-r", "-o", "%F")
-    for bad, words in ((["schedule=single", "schedule.level=-1"], "level"), (["model.network.wdith=3"], "wdith"),
-                       (["hydra.launcher.partition=none"], "sbatch refused")):
-        said = cluster.sweep(*command_line[:-1], "save.held_out=1,2", "seed=7,8", *bad, check=False)
-        assert sum(line.startswith("error:") for line in said.splitlines()) == 1, said
-        assert words in said
-        assert "Traceback" not in said
-    assert set(cluster.ask("squeue", "-h", "-r", "-o", "%F").split()) <= set(before.split())
-    assert len(list((store / "studies").iterdir())) == studies
 
 
 @pytest.mark.parametrize("name", ["preempted", "limit"])

@@ -18,5 +18,6 @@ if [ "${EBM_LOWEST:-0}" = 0 ]; then # older releases are typed otherwise
     .venv/bin/mypy --num-workers "$(nproc)"
 fi
 say "pytest"
-# A process for every core; each file's tests stay together, as they share what is made once, such as a cluster.
-exec .venv/bin/python -m pytest -n "$(nproc)" --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+# A process for every core and one for the cluster, which mostly waits; each file's tests stay together, as they share what is
+# made once, such as that cluster.
+exec .venv/bin/python -m pytest -n $(($(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
