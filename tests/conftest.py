@@ -35,10 +35,10 @@ TINY = ["model=cnn", "model.network.width=8", "model.network.levels=2", "schedul
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # Files that take long begin first, so that no core is idle at the end; xdist gives each process two files at once, so that on
 # two cores, with three processes, the fourth waits for the first, which is to be the longest. Beside that one, which first
-# fills the cores, stand those that compute; those that wait for W&B come after it. The report's are not among them: one of
-# them tells the time, and beside the cluster's it would be theirs.
+# fills the cores, stand those that compute; those that wait for W&B come after it, and the report's, which tells the time.
 LONG = ["test_cluster", "test_density", "test_diagnose_regimes", "test_track", "test_samplers", "test_fused_gpu",
-        "test_precision", "test_processes", "test_energy_vs_score", "test_study", "test_evaluate", "test_dual"]
+        "test_precision", "test_processes", "test_energy_vs_score", "test_study", "test_evaluate", "test_dual",
+        "test_report_browser", "test_sync", "test_sample_entry"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
