@@ -89,13 +89,15 @@ install() { # install "<extras>" [system packages that the caller can do without
     { [ "${EBM_FFCV:-1}" = 0 ] || wheel || ffcv_packages || :; [ $# = 0 ] || apt_install "$@"; } & # while pip works
     pip_install -e ".[$extras]" || { tail -n 5 "$log" >&2; echo "error: the packages cannot be installed (log: $log)" >&2; exit 1; }
     wait
-    .venv/bin/python -c 'import torch._dynamo' >>"$log" 2>&1 & # compiles what every start imports, while FFCV is built
+    # While FFCV is built:
+    .venv/bin/python tools/build_kernels.py >build/kernels.txt 2>&1 &
+    .venv/bin/python -c 'import torch._dynamo' >>"$log" 2>&1 & # compiles what every start imports
     if install_ffcv; then
         say "FFCV is installed"
     else
         say "FFCV is not installed; the plain loader reads the same files. To have it, ask for: $packages, then run this again"
     fi
     wait
-    say "$(.venv/bin/python tools/build_kernels.py 2>&1 | tail -n 1)"
+    say "$(tail -n 1 build/kernels.txt)"
     stamp "$extras" >>.venv/installed
 }
