@@ -32,6 +32,8 @@ make_venv() {
     [ "$(version .venv/bin/python 2>/dev/null)" = "$(version "$python")" ] && .venv/bin/python -m pip --version >/dev/null 2>&1 && return
     rm -rf .venv
     "$python" -m venv .venv >>"$log" 2>&1 && return
+    # Debian keeps Python's own pip in another package; any other pip can put one there.
+    "$python" -m venv --clear --without-pip .venv >>"$log" 2>&1 && pip --python .venv/bin/python install -q pip >>"$log" 2>&1 && return
     say "Python's venv is incomplete here; installing the package python$series-venv"
     apt_install "python$series-venv" && "$python" -m venv .venv >>"$log" 2>&1 && return
     echo "error: $python cannot make a virtual environment; ask for the package python$series-venv (log: $log)" >&2; exit 2
