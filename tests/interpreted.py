@@ -27,8 +27,8 @@ def main() -> None:
     fused.kernels_for = lambda x: None if x.dtype == torch.float64 else kernels
     for (shape, groups), dtype, last, along in [
         *itertools.product(SHAPES, [torch.float32], [False, True], ["xwb"]),
-        *itertools.product(SHAPES[1:2], [torch.bfloat16, torch.float16], [False, True], ["xwb"]),
-        *itertools.product(SHAPES[1:2], [torch.float32], [True], ["x", "w", "b"]),
+        *itertools.product(SHAPES[:1], [torch.bfloat16, torch.float16], [False, True], ["xwb"]),
+        *itertools.product(SHAPES[:1], [torch.float32], [True], ["x", "w", "b"]),
     ]:
         one, layout = case(shape, dtype), torch.channels_last if last else torch.contiguous_format
         truth = results(one.to(torch.float64, torch.float64), groups, along=along)

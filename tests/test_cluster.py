@@ -392,9 +392,8 @@ def moved(cluster: Cluster, first: dict[str, dict[str, Any]], tiny: list[str],
             until(lambda point=point: over(cluster, point), 60, why="the end of what is cancelled")  # type: ignore[misc]
         truth = final_state(Path(first["reference"]["folder"]))
         for number, processes in (("18", 4), ("17", 1)):
-            loader = "auto" if processes == 1 else "plain"  # FFCV's code is compiled in every process
             said = cluster.sweep(*command, f"save.held_out={number}", f"hydra.launcher.tasks_per_node={processes}",
-                                 f"data.loader={loader}", "report=status")
+                                 "report=status")
             if processes > 1:
                 alone(cluster, store)
             point = read(store)[number]
@@ -476,7 +475,7 @@ def kill_node(cluster: Cluster, node: str) -> None:
 def test_a_run_on_two_nodes_survives_the_death_of_one(cluster: Cluster, tiny: list[str], command: Command,
                                                       tmp_path_factory: pytest.TempPathFactory) -> None:
     store = tmp_path_factory.mktemp("nodes")
-    cluster.sweep(*without(tiny), *SMALL, f"store={store}", "hydra.launcher.nodes=2",
+    cluster.sweep(*without(tiny), *SMALL, f"store={store}", "hydra.launcher.nodes=2", "data.loader=auto",
                   *faults(store / "faults", {}, each=0.3), "save.held_out=15")
     point = read(store)["15"]
     alone(cluster, store)
