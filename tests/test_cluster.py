@@ -77,7 +77,7 @@ def until(what: Callable[[], Any], seconds: float = 240, *, why: str) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster(command: Command) -> Iterator[Cluster]:
-    """Three nodes; the tests fail where they can't be had."""
+    """Three nodes; the tests fail where they can't be had. ``command`` has started what studies are forked from."""
     folder = Path(f"/tmp/ebm-test-{os.getpid()}")  # short: sockets lie there
     env = {**os.environ, "EBM_CLUSTER": str(folder), "EBM_CLUSTER_PORT": str(18_000 + os.getpid() % 1000),
            "EBM_CLUSTER_ARRAY": "20", "OMP_NUM_THREADS": "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
