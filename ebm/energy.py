@@ -124,7 +124,7 @@ def check_shapes(model: Preconditioned, shape: tuple[int, int, int]) -> None:
     y = torch.zeros(1, *shape, device="meta")
     try:
         f = copy.deepcopy(model.network).to("meta", torch.float32)(y, y[:, 0, 0, 0])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"model: its network doesn't take images of {shape}: {error}") from error
     if f.shape != y.shape and not (isinstance(model, Energy) and model.head is pooled):
         raise ValueError(

@@ -63,7 +63,7 @@ class Single(NoiseSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Geometric(Range):
-    """A ladder of levels in constant ratio, each equally likely (NCSN, Song & Ermon 2019, section 3)."""
+    """A ladder of levels in constant ratio, each equally likely (NCSN, Song & Ermon 2019, section 4.1)."""
 
     levels: int
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
+import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +18,18 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from launch.entry import CONFIGS
+
 SCALARS = (int, float, bool, str, type(None))
 
 
 def build(node: DictConfig, *, key: str) -> Any:
     """The object that ``node`` describes; raises ValueError that names the key, the value and what is accepted."""
     check(node, key=key)
+    alone = OmegaConf.create(OmegaConf.to_container(node, resolve=True))  # Hydra then names what is inside from here on
     with naming(f"{key}."):
         try:
-            return instantiate(node, _convert_="all")
+            return instantiate(alone, _convert_="all")
         except InstantiationException as error:  # wraps what a constructor raises, and says of which part
             inner = re.search(r"full_key: (\S+)", str(error))
             with naming(f"{inner[1]}." if inner else ""):
@@ -31,11 +37,13 @@ def build(node: DictConfig, *, key: str) -> Any:
 
 
 @contextlib.contextmanager
-def naming(prefix: str) -> Iterator[None]:
-    """Context in which a refusal begins with ``prefix``, so that an argument is named as the user wrote it."""
+def naming(prefix: str, *also: type[Exception]) -> Iterator[None]:
+    """Context in which a refusal begins with ``prefix``, so that an argument is named as the user wrote it; PyTorch refuses
+    by other errors ``also``."""
+    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, *also)
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except refusals as error:
         raise ValueError(f"{prefix}{error!s}") from error
 
 
@@ -69,6 +77,11 @@ def signature(node: DictConfig) -> dict[str, Any]:
 
 def check_type(value: Any, expected: Any, *, key: str) -> None:
     """Raises ValueError where a plain value can't be what its parameter takes; objects check themselves."""
+    if isinstance(value, SCALARS) and value is not None and is_object(expected):
+        group = key.replace(".", "/")
+        choices = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        raise ValueError(f"{key}: {value!r} is not accepted; " + (f"choose by {group}=<choice>: {choices}" if choices else
+                                                                  f"it must have a _target_ that makes {words(expected)}"))
     if isinstance(value, DictConfig) or not is_plain(expected):
         return
     plain = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
@@ -76,8 +89,22 @@ def check_type(value: Any, expected: Any, *, key: str) -> None:
         TypeAdapter(expected).validate_python(plain, strict=True)  # lax would take "no" for a bool and leave it as it is
     except ValidationError as error:
         name = getattr(expected, "__name__", None) if not typing.get_args(expected) else None
-        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {name or str(expected)} "
+        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {name or words(expected)} "
                          f"({error.errors()[0]['msg'].lower()})") from error
+
+
+def words(expected: Any) -> str:
+    """A type as people call it."""
+    if typing.get_origin(expected) in (list, Sequence):
+        return f"a list of {words(typing.get_args(expected)[0])}, as in [{{}}]"
+    return str(getattr(expected, "__name__", expected) if not typing.get_args(expected) else expected)
+
+
+def is_object(expected: Any) -> bool:
+    """Whether a type is a class or a function, which no number or text in a config can be."""
+    if typing.get_origin(expected) is not None:
+        return typing.get_origin(expected) is Callable
+    return inspect.isclass(expected) and expected not in SCALARS and not issubclass(expected, os.PathLike)
 
 
 def is_plain(expected: Any) -> bool:
@@ -92,13 +119,23 @@ def is_plain(expected: Any) -> bool:
 
 def plain(cfg: DictConfig, key: str, kind: type, *, least: float | None = None, most: float | None = None) -> Any:
     """The value of a key that goes to no target; raises ValueError where it isn't of its kind or out of its range."""
-    value = OmegaConf.select(cfg, key)
+    value = OmegaConf.select(cfg, key, throw_on_missing=True)
     check_type(value, kind, key=key)
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{key}: {value!r} is not accepted; it must be a finite number")
     if least is not None and value < least:
         raise ValueError(f"{key}: {value!r} is not accepted; it must be at least {least}")
     if most is not None and value > most:
         raise ValueError(f"{key}: {value!r} is not accepted; it must be at most {most}")
     return kind(value)
+
+
+def place(cfg: DictConfig, key: str) -> Path:
+    """The value of a key that names a file or a folder; raises ValueError where it is no text or none."""
+    value = plain(cfg, key, str)
+    if not value:
+        raise ValueError(f"{key}: '' is not accepted; it must be a path")
+    return Path(value)
 
 
 def seed(cfg: DictConfig) -> int:
@@ -108,7 +145,7 @@ def seed(cfg: DictConfig) -> int:
 
 
 def best_precision(device: torch.device) -> str:
-    """bf16 where the device computes in it faster than in float32, else fp32."""
+    """bf16 where the device computes in it faster than in float32, else fp16 on a GPU and fp32 on a CPU."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()

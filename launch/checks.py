@@ -10,40 +10,45 @@ from omegaconf.errors import OmegaConfBaseException
 from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
-from launch.build import build, naming, seed
+from ebm.train.distributed import known_device
+from launch.build import build, naming, place, plain, seed
+from launch.settings import check_settings, precision
 from launch.track import tracked
 
 
-def check(kind: str, text: str) -> tuple[str, int] | None:
-    """Tries a config in YAML: a "train" one, for SHA-256 of its data and number of its steps, a "sample" one's sampler, or
-    what an "evaluate" one measures.
+def check(kind: str, text: str, processes: int = 1) -> tuple[str, int] | None:
+    """Tries a config in YAML: a "train" one on so many processes, for SHA-256 of its data and number of its steps, a "sample"
+    one with the model it is to draw from, or what an "evaluate" one measures.
 
     Raises ValueError, naming the key, where no run can be made of it.
     """
     try:
         if kind == "evaluate":
             return check_metrics(text)
-        return check_run(text) if kind == "train" else check_sampler(text)
+        return check_run(text, processes) if kind == "train" else check_sampler(text)
     except (OSError, OmegaConfBaseException) as error:  # which not all come whole from one process to another
         raise ValueError(str(error)) from None
 
 
-def check_run(text: str) -> tuple[str, int]:
+def check_run(text: str, processes: int) -> tuple[str, int]:
     """SHA-256 of a run's data and number of its steps."""
     cfg = parsed(text)
     tracked(cfg)
-    seed(cfg)
-    for part in ("objective", "schedule", "rate", "optimizer"):
+    steps = check_settings(cfg, processes=processes)
+    for part in ("objective", "schedule", "rate"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
-    data = opened(cfg.data.train)
-    check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
-    return data.manifest.sha256, build(cfg.budget, key="budget").steps
+    data = opened(str(place(cfg, "data.train")))
+    model = on_meta(OmegaConf.to_yaml(cfg.model))
+    check_shapes(model, data.shape)
+    build(cfg.objective, key="objective").check(model, data.shape)
+    return data.manifest.sha256, steps
 
 
 @functools.lru_cache(None)
 def opened(path: str) -> Dataset:
-    """A data set, once."""
-    return Dataset.open(path)
+    """The training images, once."""
+    with naming("data.train: ", OSError):
+        return Dataset.open(path)
 
 
 @functools.lru_cache(None)
@@ -53,20 +58,25 @@ def build_once(name: str, text: str) -> None:
 
 
 @functools.lru_cache(None)
-def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
-    """Builds a model without memory or time of its own, and holds it against the images' shape."""
+def on_meta(text: str) -> Preconditioned:
+    """A model without memory or time of its own."""
     with torch.device("meta"):
         model: Preconditioned = build(parsed(text), key="model")
-    check_shapes(model, shape)
-    build(parsed(objective), key="objective").check(model, shape)
+    return model
 
 
 @functools.lru_cache(None)
 def check_sampler(text: str) -> None:
-    """Builds a sampler and begins a trajectory, which is when samplers check their values."""
+    """Builds a sampler and begins a trajectory, which is when samplers check their values and their model."""
+    cfg = parsed(text)
+    seed(cfg)
+    for key, least in (("n", 1), ("batch", 1), ("ema", 0)):
+        plain(cfg, key, int, least=least)
+    precision(cfg, torch.device("cpu"))
+    known_device(cfg.device)
+    model, sampler = on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
     with naming("sampler."):
-        trajectory(Preconditioned(torch.nn.Identity(), sigma_data=0.5), build(parsed(text), key="sampler"),
-                   shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))
+        trajectory(model, sampler, shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))
 
 
 @functools.lru_cache(None)

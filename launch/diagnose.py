@@ -29,7 +29,7 @@ from ebm.diagnose.training import short_average, spread, unguided
 from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
-from launch.build import build, plain
+from launch.build import build, place, plain
 from launch.diagnosis import record, words, write
 from launch.entry import checking, run
 from launch.faults import recorded
@@ -45,7 +45,8 @@ def main(cfg: DictConfig) -> None:
     """Diagnoses one sampler on one run, and again with what is prescribed where that is asked for."""
     with contextlib.ExitStack() as stack:
         with checking():
-            out = Path(cfg.out)
+            place(cfg, "run")
+            out = place(cfg, "out")
         stack.enter_context(recorded(out))
         with checking():
             timeout = plain(cfg, "timeout_seconds", float, least=1)
@@ -108,7 +109,7 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
     artist, step = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
-    data = Dataset.open(cfg.held_out or config.data.test or config.data.train)
+    data = Dataset.open(place(cfg, "held_out") if cfg.held_out is not None else config.data.test or config.data.train)
     if data.shape != artist.shape:
         raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
     images = data.images(data.some(plain(cfg, "images", int, least=16)), device=world.device)

@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra'
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from launch.faults import Refused
 from launch.job import verdict
@@ -130,8 +130,10 @@ def refuse(message: str, *, code: int = 2, world: World | None = None) -> NoRetu
 
 def asked_for(error: Exception) -> str:
     """OmegaConf's word for a value that nobody gave as one that asks for it, or nothing."""
-    match = re.search(r"Missing mandatory value: (\S+)", str(error))
-    return f"{match[1]}: no value is given, and there is no default; add {match[1]}=<value>" if match else ""
+    if not isinstance(error, MissingMandatoryValue):
+        return ""
+    key = error.full_key or str(error).split()[-1]
+    return f"{key}: no value is given, and there is no default; add {key}=<value>"
 
 
 def explain(error: Exception, config: str) -> str:

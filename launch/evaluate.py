@@ -27,15 +27,15 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.train.distributed import World, join
-from launch.build import build, plain
+from launch.build import build, place, plain
 from launch.entry import checking, run
 from launch.evaluation import Metric, Work, digest, write
 from launch.faults import Refused, recorded
 from launch.job import STOP_SIGNALS
 from launch.preflight import meeting
 from launch.run import RunFolder
+from launch.sample import agreed, prepare
 from launch.sample import name as sample_name
-from launch.sample import prepare
 from launch.track import Tracking, publish, tracked
 
 QUALITY = ("fid", "kid", "is", "precision_recall")  # by what people call them, all made from the same features
@@ -46,7 +46,8 @@ def main(cfg: DictConfig) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     with contextlib.ExitStack() as stack:
         with checking():
-            failures = Path(cfg.out if cfg.label is None else cfg.samples)  # a point of a study is its samples
+            place(cfg, "run")
+            failures = place(cfg, "out" if cfg.label is None else "samples")  # a point of a study is its samples
         stack.enter_context(recorded(failures))
         with checking(), meeting():
             metrics = chosen(cfg)
@@ -57,6 +58,8 @@ def main(cfg: DictConfig) -> None:
             work = prepared(cfg, world)
             for metric in metrics.values():
                 metric.check(work)
+        with checking():  # it asks every process itself
+            agreed(work.artist, world)
         if work.given:
             work.samples()  # refused before any work, where they can't be measured
         with checking(world):
@@ -96,15 +99,16 @@ def prepared(cfg: DictConfig, world: World) -> Work:
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
     plain(cfg, "again", bool)
-    train, test = (Dataset.open(path) if path else None for path in
-                   (cfg.train or config.data.train, cfg.held_out or config.data.test))
+    train, test = (None if path is None else Dataset.open(path) for path in
+                   (config.data.train if cfg.train is None else place(cfg, "train"),
+                    config.data.test if cfg.held_out is None else place(cfg, "held_out")))
     assert train is not None
     for key, data in {"train": train, "held_out": test}.items():
         if data is not None and data.shape != artist.shape:
             raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {artist.shape}")
     return Work(artist=artist, world=world, cfg=cfg, config=config, train=train, held_out=test,
                 n=plain(cfg, "n", int, least=1), batch=plain(cfg, "batch", int, least=1), step=step,
-                checkpoint=folder.checkpoint(cfg.checkpoint).name)
+                checkpoint=artist.checkpoint)
 
 
 def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:

@@ -21,26 +21,32 @@ from ebm.train.metrics import Metrics
 from ebm.train.precision import Precision
 from ebm.train.trainer import Event, Trainer
 from ebm.train.work import flop_per_image, peak_of
-from launch.build import best_precision, build, naming, plain, seed
+from launch.build import build, naming, place, seed
 from launch.run import RunFolder
+from launch.settings import optimizer, precision, rules, setting, switch
 
 
 def resolved(cfg: DictConfig, world: World) -> DictConfig:
     """The config with every reference followed, `precision=auto` decided, and without Hydra's own part."""
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
-    if container["precision"] == "auto":
-        container["precision"] = best_precision(world.device)
-    return OmegaConf.create(container)
+    return OmegaConf.create({**container, "precision": precision(cfg, world.device)})
 
 
 def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
     """The training images, and the held-out ones where there are any of the same size."""
-    train = Dataset.open(cfg.data.train)
-    test = Dataset.open(cfg.data.test) if cfg.data.test and plain(cfg, "save.held_out", int, least=0) else None
+    train = opened(cfg, "data.train")
+    test = None if cfg.data.test is None else opened(cfg, "data.test")
     if test is not None and test.shape != train.shape:
         raise ValueError(f"data.test: images of {test.shape} are not accepted; those of data.train are {train.shape}")
     return train, test
+
+
+def opened(cfg: DictConfig, key: str) -> Dataset:
+    """The data set at the place that a key names; raises ValueError, naming the key, where there is none."""
+    path = place(cfg, key)
+    with naming(f"{key}: ", OSError):
+        return Dataset.open(path)
 
 
 def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
@@ -50,14 +56,6 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     if switch(cfg, "channels_last", auto=device.type == "cuda"):
         model.to(memory_format=torch.channels_last)
     return model.to(device)
-
-
-def switch(cfg: DictConfig, key: str, *, auto: bool) -> bool:
-    """The value of a key that is true, false, or "auto", which then means ``auto``; raises ValueError for another."""
-    value = cfg[key]
-    if value != "auto" and not isinstance(value, bool):
-        raise ValueError(f"{key}: {value!r} is not accepted; choose auto, true or false")
-    return auto if value == "auto" else value
 
 
 def cuda_graph(cfg: DictConfig, world: World) -> bool:
@@ -76,45 +74,41 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     check_shapes(model, train.shape)
     objective = build(cfg.objective, key="objective")
     objective.check(model, train.shape)
-    averages = [Average(model, build(rule, key=f"average.rules[{i}]")) for i, rule in enumerate(cfg.average.rules)]
-    if not averages:
-        raise ValueError("average.rules: [] is not accepted; it must name at least one average")
-    if plain(cfg, "compile", bool):
+    averages = [Average(model, rule) for rule in rules(cfg)]
+    if setting(cfg, "compile"):
         model.compile()
     metrics = Metrics(folder.metrics_file)
     sampler = build(cfg.sampler, key="sampler")
     with naming("sampler."):  # the samplers check their values when they are called, before any work
         trajectory(model, sampler, shape=train.shape, indices=[0], seed=0, device=world.device)
-    held_out = None if test is None else HeldOut(dataset=test, count=min(cfg.save.held_out, test.count), batch=100,
-                                                 seed=cfg.seed, dequantise=plain(cfg, "data.dequantise", bool))
-    save = Save(checkpoints=folder.checkpoints(plain(cfg, "save.keep", int, least=1)), metrics=metrics, held_out=held_out)
-    preview = Preview(sampler=sampler, shape=train.shape, count=plain(cfg, "preview.count", int, least=1),
-                      batch=plain(cfg, "preview.batch", int, least=1), seed=cfg.seed,
+    scored, dequantise = setting(cfg, "save.held_out"), setting(cfg, "data.dequantise")
+    held_out = None if test is None or not scored else HeldOut(
+        dataset=test, count=min(scored, test.count), batch=100, seed=cfg.seed, dequantise=dequantise)
+    save = Save(checkpoints=folder.checkpoints(setting(cfg, "save.keep")), metrics=metrics, held_out=held_out)
+    preview = Preview(sampler=sampler, shape=train.shape, count=setting(cfg, "preview.count"),
+                      batch=setting(cfg, "preview.batch"), seed=cfg.seed,
                       folder=folder.path / "previews", metrics=metrics, energies=None if test is None else Energies(
                           dataset=test, metrics=metrics, seed=cfg.seed, batch=cfg.preview.batch))
     peak = peak_of(world.device, precision=cfg.precision)
     log = Log(metrics=metrics, peak_rate=peak / flop_per_image(model, train.shape) if peak else None)
-    every, calibrated = plain(cfg, "diagnose.every", int, least=1), calibration(cfg, test, metrics)
+    calibrated = calibration(cfg, test, metrics)
     with naming("budget."):
         budget.pieces(world.size)
-    make_optimizer = build(cfg.optimizer, key="optimizer")
-    with naming("optimizer: "):  # torch names no key
-        optimizer = make_optimizer(model.parameters())
     return Trainer(
         model=model, averages=averages, objective=objective,
-        schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer,
+        schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer(cfg, model.parameters()),
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
         cuda_graph=cuda_graph(cfg, world),
-        events=[Event(every=plain(cfg, "log_every", int, least=1), action=log, urgent=True),
-                Event(every=plain(cfg, "save.every", int, least=1), action=save, urgent=True),
-                Event(every=plain(cfg, "preview.every", int, least=1), action=preview, urgent=False),
-                *([Event(every=every, action=calibrated, urgent=False)] if calibrated else [])],
+        events=[Event(every=setting(cfg, "log_every"), action=log, urgent=True),
+                Event(every=setting(cfg, "save.every"), action=save, urgent=True),
+                Event(every=setting(cfg, "preview.every"), action=preview, urgent=False),
+                *([Event(every=setting(cfg, "diagnose.every"), action=calibrated, urgent=False)] if calibrated else [])],
     )
 
 
 def calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Calibrated | None:
     """The doctor's part in training, where there are held-out images."""
-    count, levels = plain(cfg, "diagnose.count", int, least=2), plain(cfg, "diagnose.levels", int, least=1)
+    count, levels = setting(cfg, "diagnose.count"), setting(cfg, "diagnose.levels")
     if test is None:
         return None
     return Calibrated(dataset=test, count=min(count, test.count), levels=levels, metrics=metrics, seed=cfg.seed)
@@ -122,15 +116,14 @@ def calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Cali
 
 def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
     """This process's batches from the step at hand."""
-    flip, workers = plain(cfg, "data.flip", bool), plain(cfg, "data.workers", int, least=1)
-    resident_bytes = plain(cfg, "data.resident_bytes", int, least=0)
+    flip, workers, resident_bytes = (setting(cfg, f"data.{name}") for name in ("flip", "workers", "resident_bytes"))
     batch, rank, world = trainer.budget.batch, trainer.world.rank, trainer.world.size
     with naming("data."):
-        ffcv = through_ffcv(plain(cfg, "data.loader", str))
+        ffcv = through_ffcv(setting(cfg, "data.loader"))
     with naming("budget."):
         images = train.batches(
             batch=batch, seed=cfg.seed, start=trainer.step, rank=rank, world=world, device=trainer.world.device, flip=flip,
             resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds, ffcv=ffcv)
-    if not plain(cfg, "data.dequantise", bool):
+    if not setting(cfg, "data.dequantise"):
         return images
     return dequantised_batches(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=share(batch, rank, world))

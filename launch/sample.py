@@ -36,7 +36,7 @@ from ebm.sampling import batches_of
 from ebm.train.checkpoint import load
 from ebm.train.distributed import World, device_name, join
 from ebm.train.precision import Precision
-from launch.build import best_precision, build, naming, plain, seed
+from launch.build import build, naming, place, plain, seed
 from launch.commission import Commission
 from launch.drawing import Artist, Drawn, collect, put_aside
 from launch.entry import checking, run
@@ -45,6 +45,7 @@ from launch.job import STOP_SIGNALS
 from launch.make import make_model
 from launch.preflight import meeting
 from launch.run import RunFolder
+from launch.settings import precision
 from launch.task import assigned
 from launch.track import publish, tracked
 from launch.version import version
@@ -55,7 +56,8 @@ def main(cfg: DictConfig) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a study's jobs start with them blocked
     with contextlib.ExitStack() as stack:
         with checking():
-            out = Path(cfg.out)
+            place(cfg, "run")
+            out = place(cfg, "out")
         stack.enter_context(recorded(out))
         with checking(), meeting():
             seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
@@ -65,6 +67,9 @@ def main(cfg: DictConfig) -> None:
             artist, step = prepare(cfg, world)
             artist = assigned(cfg, artist, lambda other: prepare(other, world))
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
+        with checking():  # it asks every process itself
+            agreed(artist, world)
+        with checking(world):
             if world.is_main:
                 out.mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
         aside = world.share(out / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
@@ -82,21 +87,30 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
     """All that the images are a function of, checked, and the step of the checkpoint they come from."""
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
-    checkpoint = folder.checkpoint(cfg.checkpoint)
+    checkpoint = folder.checkpoint(plain(cfg, "checkpoint", str))
     state = load(checkpoint, world.device)
     averages = state["averages"]
     if not 0 <= plain(cfg, "ema", int) < len(averages):
         raise ValueError(f"ema: {cfg.ema!r} is not accepted; the run has {len(averages)}, counted from 0")
     model = make_model(config, world.device)
-    model.load_state_dict(averages[cfg.ema])
-    precision = best_precision(world.device) if cfg.precision == "auto" else cfg.precision
+    with naming(f"checkpoint: {checkpoint.name} is of another model than {folder.config_file}: ", RuntimeError):
+        model.load_state_dict(averages[cfg.ema])
     artist = Artist(
         model=model.eval().requires_grad_(False), sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
-        seed=seed(cfg), precision=Precision(name=precision), device=world.device,
+        seed=seed(cfg), precision=Precision(name=precision(cfg, world.device)), device=world.device,
         checkpoint=checkpoint.name)
     with naming("sampler."):  # the samplers check their values when they are called, before any work
         artist.trajectory(range(1))
     return artist, int(state["step"])
+
+
+def agreed(artist: Artist, world: World) -> None:
+    """Raises ValueError on every process where they have found different checkpoints, as of a run that is being trained."""
+    found = world.everyone([artist.checkpoint, artist.identity if isinstance(artist, Commission) else None])
+    if any(one != found[0] for one in found):
+        names = ", ".join(sorted({str(one[0]) for one in found}))
+        raise ValueError(f"checkpoint: processes have found different ones ({names}), as the run is being trained; "
+                         "start again, or name one")
 
 
 def name(cfg: DictConfig, step: int) -> str:

@@ -49,6 +49,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
            check: Callable[[str, str], Any], store: Path, code: str, sampling: Mapping[Any, Any]) -> list[Point]:
     """The points of a multirun, each training once, each checked; raises ValueError where a run can't be made of one."""
     trained: dict[tuple[str, ...], Point] = {}
+    models: dict[tuple[str, ...], Any] = {}
     found: dict[Path, Point] = {}
     composed = functools.lru_cache(None)(lambda entry, sample: compose(entry, ["run=x", *sample]))
     parts = [split(overrides) for overrides in jobs]
@@ -59,6 +60,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             sha256, steps = check("train", OmegaConf.to_yaml(cfg))
             folder = store / "runs" / run_name(train, cfg, sha256=sha256, code=code)
             trained[train] = Point("train", label(train, names[0]), folder, train, steps=steps)
+            models[train] = OmegaConf.to_container(cfg.model)
         point = found.setdefault(trained[train].folder, trained[train])
         experiment = next((one for one in train if key(one) == "experiment"), "experiment=null")
         brought = () if experiment.endswith("=null") else sampler_of(experiment.split("=", 1)[1])
@@ -76,7 +78,8 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             full = (*full, f"label={digest(asked(evaluation))[:8]}")
             drawing += tuple(f"{name}={evaluation[name]}" for name in ("n", "batch") if name not in {*map(key, drawing)})
         settings = composed("sample", drawing)
-        check("sample", OmegaConf.to_yaml(settings.sampler))
+        drawn = OmegaConf.masked_copy(settings, ["sampler", "n", "batch", "seed", "ema", "precision", "device"])
+        check("sample", OmegaConf.to_yaml(OmegaConf.merge(drawn, {"model": models[train]})))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
         folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(asked(settings))[:8]}"
         made = Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point)

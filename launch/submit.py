@@ -51,7 +51,8 @@ class Study:
             self.report()  # refused before any work
         sampling = self.sampling()
         with locked(store):  # so that two studies submitted at once see each other's jobs
-            with checking_apart() as check:
+            processes = self.params["nodes"] * self.params["tasks_per_node"] if slurm else 1
+            with checking_apart(processes=processes) as check:
                 self.points = points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
                                      sampling=sampling)
             live = queued() if slurm else set()

@@ -21,7 +21,6 @@ from launch.build import build, naming
 from launch.commission import Cleaning, Commission, Completion, Composition, Restoration
 from launch.drawing import Artist
 from launch.given import COLOURS, box_in, images_at, mask_at
-from launch.run import RunFolder
 
 Prepare = Callable[[DictConfig], tuple[Artist, int]]
 
@@ -32,7 +31,7 @@ class Order:
 
     name: str
     settings: dict[str, Any]  # of the YAML
-    other: Callable[[str], tuple[Artist, str]]  # another run's artist, and its checkpoint's name, which holds its hash
+    other: Callable[[str], Artist]  # another run's
 
     def filled(self, artist: Artist, **inputs: str) -> dict[str, Any]:
         """The fields of a `Commission`: ``inputs`` are the hashes of what the settings only name."""
@@ -62,11 +61,10 @@ def assigned(cfg: DictConfig, artist: Artist, prepare: Prepare) -> Artist:
     if isinstance(task, Compose) and [Path(run).resolve() for run in task.runs[:1]] != [Path(cfg.run).resolve()]:
         raise ValueError(f"run: {cfg.run!r} is not accepted; with task=compose it is the first of task.runs, {task.runs!r}")
 
-    def other(run: str) -> tuple[Artist, str]:
+    def other(run: str) -> Artist:
         there = OmegaConf.merge(cfg, {"run": run})
         assert isinstance(there, DictConfig)
-        artist_there = artist if run == cfg.run else prepare(there)[0]
-        return artist_there, RunFolder(Path(run)).checkpoint(cfg.checkpoint).name
+        return artist if run == cfg.run else prepare(there)[0]
 
     order = Order(name=name, settings={str(key): value for key, value in settings.items()}, other=other)
     with naming("task."):
@@ -193,11 +191,11 @@ class Compose:
         if len(self.runs) != len(self.weights) or not self.runs:
             raise ValueError(f"weights: {self.weights!r} is not accepted; there must be one for each of runs={self.runs!r}")
         others = [order.other(run) for run in self.runs]
-        for run, (one, _) in zip(self.runs, others, strict=True):
+        for run, one in zip(self.runs, others, strict=True):
             if one.shape != artist.shape:
                 raise ValueError(f"runs: {run!r} is not accepted; its images are {one.shape}, and the others' {artist.shape}")
-        return Composition(**order.filled(artist, runs=" ".join(name for _, name in others)),
-                           total=composed([one.model for one, _ in others], weights=self.weights))
+        return Composition(**order.filled(artist, runs=" ".join(one.checkpoint for one in others)),
+                           total=composed([one.model for one in others], weights=self.weights))
 
 
 def sha256(pixels: Tensor) -> str:

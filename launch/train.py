@@ -25,7 +25,7 @@ from ebm.train.distributed import device_name, join
 from ebm.train.graph import NotRecordableError
 from ebm.train.metrics import Metrics
 from ebm.train.trainer import NonFiniteError, Trainer
-from launch.build import plain
+from launch.build import place
 from launch.clock import Start
 from launch.entry import checking, refuse, run
 from launch.faults import recorded, watchdog
@@ -33,6 +33,7 @@ from launch.job import STOP_SIGNALS, node, number, verdict
 from launch.make import batches, datasets, make_trainer, resolved
 from launch.preflight import meeting, preflight, readable
 from launch.run import RunFolder
+from launch.settings import setting
 from launch.track import mirrored, tracked
 from launch.version import version
 
@@ -43,24 +44,26 @@ def main(cfg: DictConfig) -> None:
     start = Start()
     start.ended("imports")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recorded(Path(cfg.run)))
+        with checking():
+            folder = RunFolder(place(cfg, "run"))
+        stack.enter_context(recorded(folder.path))
         with checking(), meeting():
-            seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
+            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))
         start.ended("process group")
         with checking(world):
             cfg = resolved(cfg, world)
-            folder = RunFolder(Path(cfg.run))
-            limits = {name: plain(cfg, f"preflight.{name}", float, least=0) for name in cfg.preflight}
+            images = place(cfg, "data.train")
+            limits = {name: setting(cfg, f"preflight.{name}") for name in ("memory_gb", "disk_gb", "write_mb_s")}
         with checking():  # it asks every process itself
-            readable(world, Path(cfg.data.train))
+            readable(world, images)
         with checking(world):
             train, test = datasets(cfg)
             cfg.data.sha256, cfg.data.shape = train.manifest.sha256, list(train.shape)  # what the run is a function of
             trainer = make_trainer(cfg, world, folder, train, test)
             trainer.stop_asked = lambda: bool(asked)
             tracking = tracked(cfg)
-            hang = plain(cfg, "hang_seconds", float, least=1)
+            hang = setting(cfg, "hang_seconds")
             batches(cfg, trainer, train)  # checks its values
         start.ended("data and model")
         with checking():

@@ -18,7 +18,7 @@ from launch.entry import run
 
 BAD = {
     "model=unett": "model=unett: no such choice; accepted: cnn, cnn_sigma, unet, unet_full",
-    "schedule=": "schedule",
+    "schedule=": "schedule=: no such choice; accepted: cosine",
     "modle=unet": "modle: no such key; did you mean model",
     "budget.bach=4": "budget.bach: no such key; did you mean budget.batch",
     "budget.batch=-4": "budget.batch: -4 is not accepted; it must be positive",
@@ -27,24 +27,40 @@ BAD = {
     "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be int",
     "data.flip=no": "data.flip: 'no' is not accepted; it must be bool",
     "compile=1": "compile: 1 is not accepted; it must be bool",
-    "run=/dev/null/run": "/dev/null",
+    "run=/dev/null/run": "node ",
+    "run=": "run: '' is not accepted; it must be a path",
+    "run=null": "run: None is not accepted; it must be str",
     "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be float",
+    "rate.peak=-1": "rate.peak: -1 is not accepted; it must be a positive number",
+    "average.rules.0.sigma_rel=5": "average.rules.0.sigma_rel: 5 is not accepted",
     "schedule.sigma_min=-1": "schedule.sigma_min: -1 is not accepted; it must be a positive number",
     "schedule.sigma_max=0.001": "schedule.sigma_max: 0.001 is not accepted; it must be above sigma_min=0.002",
-    "precision=fp8": "precision: 'fp8' is not accepted; choose fp32, bf16, fp16",
+    "precision=fp8": "precision: 'fp8' is not accepted; choose auto, fp32, bf16, fp16",
     "channels_last=1": "channels_last: 1 is not accepted; choose auto, true or false",
     "cuda_graph=maybe": "cuda_graph: 'maybe' is not accepted; choose auto, true or false",
     "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
-    "optimizer.eps=abc": "error: optimizer.eps: 'abc' is not accepted; it must be float",
-    "optimizer.eps=-1": "error: optimizer: Invalid epsilon value",
+    "optimizer.eps=abc": "optimizer.eps: 'abc' is not accepted; it must be float",
+    "optimizer.eps=-1": "optimizer: Invalid epsilon value",
+    "optimizer.betas=[0.9]": "optimizer: {'betas': [0.9], 'eps': 1e-08, 'fused': True} is not accepted (",
+    "++optimizer.lr=0.1": "optimizer.lr: 0.1 is not accepted; the rate is its own part, see rate.peak",
+    "model.head=pooled": "model.head: 'pooled' is not accepted; choose by model/head=<choice>: inner_product, pooled",
+    "data=beton": "data.name: no value is given, and there is no default; add data.name=<value>",
+    "objective.weighting=edm": "objective.weighting: 'edm' is not accepted; choose by objective/weighting=<choice>: edm,",
+    "sampler.grid=karras": "sampler.grid: 'karras' is not accepted; choose by sampler/grid=<choice>: cosine, geometric, karras",
+    "timeout_seconds=inf": "timeout_seconds: inf is not accepted; it must be a finite number",
     "seed=abc": "seed: 'abc' is not accepted; it must be int",
     "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
     "sampler.steps=0": "sampler.steps: 0 is not accepted",
-    "data.train=nowhere.beton": "nowhere.beton: no such data file; make it with tools/prepare_data.py",
+    "sampler.grid.sigma_max=0": "sampler.grid.sigma_max: 0 is not accepted",
+    "data.train=nowhere.beton": "data.train: nowhere.beton: no such data file; make it with tools/prepare_data.py",
+    "data.train=null": "data.train: None is not accepted; it must be str",
+    "data.test=nowhere.beton": "data.test: nowhere.beton: no such data file; make it with tools/prepare_data.py",
+    "data.test=[1]": "data.test: [1] is not accepted; it must be str",
     "+model/head=inner_product": "model: its network turns images (3, 16, 16) into (1, 4, 4)",
     "model.network.width=-8": "model.network.width: -8 is not accepted; it must be a whole number of at least 1",
     "model.network.levels=-1": "model.network.levels: -1 is not accepted; it must be a whole number of at least 0",
+    "++model.network.multipliers=2": "model.network.multipliers: no such key",
     "data.loader=quick": "data.loader: 'quick' is not accepted; choose auto, ffcv or plain",
     "seed=-1": "seed: -1 is not accepted; it must be at least 0",
     "seed=99999999999999999999": "seed: 99999999999999999999 is not accepted; it must be at most 9223372036854775807",
@@ -66,17 +82,18 @@ def untouched() -> Iterator[None]:
 def test_bad_values_end_in_one_line(
     bad: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bad_override = bad.removeprefix("+")
-    overrides = [o for o in tiny if o.split("=")[0] != bad_override.split("=")[0]]
-    monkeypatch.setattr(sys, "argv", ["train.py", *overrides, f"run={tmp_path}/run", bad_override])
+    given = bad if bad.startswith("++") else bad.removeprefix("+")
+    key = given.lstrip("+").split("=")[0]
+    overrides = [o for o in (*tiny, f"run={tmp_path}/run") if o.split("=")[0] != key and (key, o[:5]) != ("data", "data.")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides, given])
     with pytest.raises(SystemExit) as ended:
         run(train.main, config="train")
     error = capfd.readouterr().err
     assert ended.value.code == 2, error
-    assert error.startswith("error: "), error
+    assert error.startswith(f"error: {BAD[bad]}"), error
     assert error.count("\n") == 1, error
-    assert BAD[bad] in error
-    assert not (tmp_path / "run").exists(), "something was written before the refusal"
+    assert not [*tmp_path.iterdir()], "something was written before the refusal"
 
 
 def test_a_run_that_is_no_run_is_refused(

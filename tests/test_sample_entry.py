@@ -69,6 +69,37 @@ def test_each_average_and_checkpoint_can_be_sampled(trained: Path, command: Comm
     assert refused.stderr.strip() == "error: ema: 3 is not accepted; the run has 3, counted from 0"
 
 
+def test_processes_that_see_different_checkpoints_refuse(
+    trained: Path, tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    """As when a run that is being trained saves between their readings."""
+    run = tmp_path / "run"
+    command("train", *tiny, f"run={run}", "budget.images=160", "save.every=80", "save.keep=2")
+    names = sorted(path.name for path in (run / "checkpoints").glob("*.pt"))[-2:]
+    env = {**ONE_THREAD, **{f"CHECKPOINT_{rank}": name for rank, name in enumerate(names)}}
+    refused = command("sample", f"run={run}", "device=cpu", "checkpoint='${oc.env:CHECKPOINT_${oc.env:RANK}}'", processes=2,
+                      env=env, check=False)
+    assert refused.returncode == 2, refused.stderr
+    said = f"error: checkpoint: processes have found different ones ({', '.join(names)})"
+    assert refused.stderr.splitlines()[-1].startswith(said)
+    assert not (run / "samples").exists()
+
+
+def test_a_checkpoint_of_another_model_or_name_is_refused(
+    trained: Path, tiny: list[str], command: Command, tmp_path: Path
+) -> None:
+    other, (path, *_) = tmp_path / "other", sorted((trained / "checkpoints").glob("*.pt"))
+    command("train", *tiny, f"run={other}", "budget.images=8", "model.network.width=16")
+    refused = command("sample", f"run={other}", "device=cpu", f"checkpoint={path}", check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: checkpoint: {path.name} is of another model than {other}/config.yaml: Error(s)")
+    assert refused.stderr.count("\n") == 1
+    renamed = tmp_path / "mine.pt"
+    renamed.write_bytes(path.read_bytes())
+    refused = command("sample", f"run={trained}", "device=cpu", f"checkpoint={renamed}", check=False)
+    assert refused.stderr.startswith(f"error: {renamed}: not a checkpoint's name")
+
+
 def test_what_was_drawn_before_a_kill_is_not_drawn_again(trained: Path, command: Command, tmp_path: Path) -> None:
     overrides = [f"run={trained}", "device=cpu", "sampler=heun_churn", "sampler.steps=60", "n=120", "batch=4"]
     whole, halved = tmp_path / "whole", tmp_path / "halved"

@@ -105,6 +105,11 @@ def test_npz_refuses_and_lists_the_arrays(tmp_path: Path) -> None:
     (tmp_path / "b.npz").write_text("text")
     with pytest.raises(ValueError, match=r"not an .npz file"):
         npz(tmp_path / "b.npz", key="x")
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(b"x.npy") + 300] ^= 1
+    (tmp_path / "c.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"c\.npz: damaged \(Bad CRC-32"):
+        npz(tmp_path / "c.npz", key="x")
 
 
 def test_cifar10_finds_the_folder_and_says_when_it_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

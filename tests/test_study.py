@@ -1,8 +1,10 @@
 """What a study is made of: each training once, what waits for what, the same code for all; and one run without SLURM."""
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,12 +36,49 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def make(jobs: list[list[str]], store: Path, code: str = "v1") -> list[Point]:
-    return points(jobs, compose=compose, check=check, store=store, code=code, sampling={"n": 4, "batch": None})
+def make(jobs: list[list[str]], store: Path, code: str = "v1", processes: int = 1) -> list[Point]:
+    return points(jobs, compose=compose, check=functools.partial(check, processes=processes), store=store, code=code,
+                  sampling={"n": 4, "batch": None})
 
 
 def without_sampler(tiny: list[str]) -> list[str]:
     return [one for one in tiny if not one.startswith("sampler")]
+
+
+REFUSED = {
+    "precision=fp8": "precision: 'fp8' is not accepted; choose auto, fp32, bf16, fp16",
+    "device=gpu": "device: 'gpu' is not accepted; choose auto, cuda or cpu",
+    "log_every=0": "log_every: 0 is not accepted; it must be at least 1",
+    "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
+    "diagnose.count=1": "diagnose.count: 1 is not accepted; it must be at least 2",
+    "hang_seconds=no": "hang_seconds: 'no' is not accepted; it must be float",
+    "channels_last=1": "channels_last: 1 is not accepted; choose auto, true or false",
+    "data.loader=fast": "data.loader: 'fast' is not accepted; choose auto, ffcv or plain",
+    "average.rules=[]": "average.rules: [] is not accepted; it must name at least one average",
+    "average.rules.0.sigma_rel=5": "average.rules.0.sigma_rel: 5 is not accepted",
+    "objective.weighting=edm": "objective.weighting: 'edm' is not accepted; choose by objective/weighting=<choice>: edm,",
+    "optimizer.betas=[0.9]": "optimizer: {'betas': [0.9], ",
+    "budget.batch=10": "budget.batch: 10 is not accepted; it must divide among 4 processes",
+    "schedule.sigma_max=0": "schedule.sigma_max: 0 is not accepted",
+    "data.train=nowhere.beton": "data.train: nowhere.beton: no such data file",
+    "sampler.steps=0": "sampler.steps: 0 is not accepted",
+    "sampler.grid=karras": "sampler.grid: 'karras' is not accepted; choose by sampler/grid=<choice>: cosine, geometric, karras",
+    "sample.n=0": "n: 0 is not accepted; it must be at least 1",
+    "sample.precision=fp8": "precision: 'fp8' is not accepted; choose auto, fp32, bf16, fp16",
+}
+
+
+@pytest.mark.parametrize("bad", REFUSED)
+def test_what_a_job_would_refuse_is_refused_before_it(bad: str, tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(REFUSED[bad])):
+        make([[*without_sampler(tiny), "sampler=heun", bad]], tmp_path, processes=4)
+
+
+def test_a_study_may_ask_for_the_metropolis_test_where_there_is_an_energy(tmp_path: Path, tiny: list[str]) -> None:
+    asked = [one for one in without_sampler(tiny) if not one.startswith("model")]
+    assert len(make([[*asked, "model=unet", "sampler=metropolis"]], tmp_path)) == 2
+    with pytest.raises(ValueError, match="DirectScore is not accepted; the Metropolis test needs an energy"):
+        make([[*asked, "model=unet_score", "sampler=metropolis"]], tmp_path)
 
 
 def point(name: str, of: Point | None = None) -> Point:

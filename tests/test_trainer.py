@@ -129,6 +129,14 @@ def test_a_request_to_stop_is_followed_at_the_next_step_with_what_is_urgent(ever
     assert drawn.steps == [3]
 
 
+def test_a_request_to_stop_in_the_last_step_leaves_nothing_out() -> None:
+    drawn = Memory()
+    trainer = make_trainer(steps=8, events=[Event(every=1000 * BATCH, action=drawn, urgent=False)])
+    trainer.stop_asked = lambda: trainer.step >= 7
+    assert trainer.fit(images())
+    assert drawn.steps == [8]
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_mixed_precision_is_really_on(name: str, dtype: torch.dtype) -> None:
     trainer = make_trainer(steps=2, precision=name)

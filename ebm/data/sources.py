@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from ebm.arrays import array_in
 
 Pixels = NDArray[np.uint8]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -96,17 +97,10 @@ def folder(path: str | Path, *, size: int) -> Source:
 def npz(path: str | Path, *, key: str) -> Source:
     """The uint8 array ``key`` of an .npz file: (N, H, W, 3), or grey as (N, H, W, 1) or (N, H, W).
 
-    Raises FileNotFoundError, or ValueError that lists the file's arrays, if it is not such an array.
+    Raises FileNotFoundError, or ValueError that lists the file's arrays, if it is not such an array or damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not an .npz file")
-    with np.load(path, allow_pickle=False) as arrays:
-        if key not in arrays.files:
-            raise ValueError(f"{path}: has no array {key!r}; it holds {', '.join(arrays.files) or 'none'}")
-        array = arrays[key]
+    array = array_in(path, key)
     shape = f"{array.dtype} {array.shape}"
     if array.ndim == 3:
         array = array[..., None]

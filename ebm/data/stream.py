@@ -24,8 +24,7 @@ CURE = ("`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturb
 @functools.cache  # so that it warns once
 def through_ffcv(loader: str) -> bool:
     """Whether FFCV reads: "auto" warns where it can't be imported, "ffcv" raises ValueError there, "plain" does without."""
-    if loader not in ("auto", "ffcv", "plain"):
-        raise ValueError(f"loader: {loader!r} is not accepted; choose auto, ffcv or plain")
+    known(loader)
     if loader == "plain":
         return False
     missing = import_ffcv()
@@ -35,6 +34,12 @@ def through_ffcv(loader: str) -> bool:
         warnings.warn(f"{missing}; images are read by a plain loop instead: the same batches, more slowly. {CURE}",
                       stacklevel=3)
     return not missing
+
+
+def known(loader: str) -> None:
+    """Raises ValueError for a loader that is none."""
+    if loader not in ("auto", "ffcv", "plain"):
+        raise ValueError(f"loader: {loader!r} is not accepted; choose auto, ffcv or plain")
 
 
 def import_ffcv() -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ebm.arrays import array_in
 from ebm.data import Dataset
 from ebm.data.sources import folder
 from ebm.files import write_atomically
@@ -74,21 +75,9 @@ def read(path: str, *, size: int) -> ImageSet:
 
 def from_npz(file: Path, key: str) -> NDArray[np.uint8]:
     """One array of an .npz, uint8 (N, H, W, 3); raises FileNotFoundError, or ValueError for anything else."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file}: not an .npz file")
-    try:
-        with open(file, "rb") as content, np.load(content, allow_pickle=False) as arrays:
-            if not key and len(arrays.files) == 1:
-                key = arrays.files[0]
-            if key not in arrays.files:
-                raise ValueError(f"{file}: has no array {key!r}; name one as FILE:KEY, of {', '.join(arrays.files) or 'none'}")
-            images = arrays[key]
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{file}: damaged ({error})") from error
+    images = array_in(file, key)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ValueError(f"{file}: {key} is {images.dtype} {images.shape}; uint8 (N, H, W, 3) is accepted")
+        raise ValueError(f"{file}: {key or 'its array'} is {images.dtype} {images.shape}; uint8 (N, H, W, 3) is accepted")
     return np.asarray(images)
 
 

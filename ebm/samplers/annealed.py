@@ -29,7 +29,7 @@ def annealed_langevin(
 
     The paper moves by α/2 · s + √α · n with α = ε σ² / σ_min², so step_scale = ε / (2 σ_min²); the energy's curvature
     is at most 1/σ², so moves are stable below step_scale = 2. Starts at σ_max · noise, (B, C, H, W). ``denoise`` ends
-    with x + σ² s (Jolicoeur-Martineau et al. 2021, section 3.1). Raises ValueError for an unusable argument.
+    with x + σ² s (the expected denoised sample, Jolicoeur-Martineau et al. 2021). Raises ValueError for an unusable argument.
     """
     whole(1, steps=steps, steps_per_level=steps_per_level)
     positive(step_scale=step_scale)

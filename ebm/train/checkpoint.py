@@ -24,10 +24,13 @@ class DamagedCheckpointError(ValueError):
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> State:
-    """The state saved in ``path``; raises DamagedCheckpointError if it is not what was written."""
+    """The state saved in ``path``; raises DamagedCheckpointError if it is not what was written, ValueError if another name
+    leaves that open."""
     match = NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path}: not a checkpoint's name, by which it is checked: step-<9 digits>-<16 of its hash>.pt")
     content = path.read_bytes()
-    if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
+    if hashlib.sha256(content).hexdigest()[:16] != match[2]:
         raise DamagedCheckpointError(f"{path}: damaged, its content doesn't have the hash in its name")
     state: State = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     return state

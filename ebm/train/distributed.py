@@ -135,8 +135,7 @@ def join(*, device: str, timeout_seconds: float, peers_seconds: float) -> Iterat
 
 def choose_device(device: str, local_rank: int) -> torch.device:
     """The device of a process: its own GPU, or the CPU; raises ValueError on every process where one has none."""
-    if device not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"device: {device!r} is not accepted; choose auto, cuda or cpu")
+    known_device(device)
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     # One visible GPU per process is how some clusters bind them; otherwise GPU number = local rank.
@@ -148,6 +147,12 @@ def choose_device(device: str, local_rank: int) -> torch.device:
         raise ValueError(f"device: {device!r} is not accepted; {processes} processes on this node need as many GPUs, and "
                          f"{count} are visible; start fewer processes or choose device=cpu")
     return torch.device("cuda", local_rank)
+
+
+def known_device(device: str) -> None:
+    """Raises ValueError for a device that is none."""
+    if device not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"device: {device!r} is not accepted; choose auto, cuda or cpu")
 
 
 def device_name(device: torch.device) -> str:

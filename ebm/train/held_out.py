@@ -114,4 +114,4 @@ class Energies:
         for name, x in images.items():
             energy = torch.cat([model.energy(part, part.new_full((len(part),), level)) for part in x.split(self.batch)])
             self.metrics.write("energy", step=trainer.step, images=trainer.images, at=name, sigma=level,
-                               mean=float(energy.mean()), std=float(energy.std()))
+                               mean=float(energy.mean()), std=float(energy.std(correction=0)))

@@ -102,6 +102,7 @@ class Trainer:
                 ended = self.step == self.budget.steps
                 if ended or any(event.due(self) for event in self.events):  # what follows waits for the device anyway
                     self.stopping |= self.accept(self.lagged.latest())
+                self.stopping &= not ended  # there is nothing left to stop: what is due at the end is done
                 for event in [event for event in self.events if event.due(self)]:
                     with self.meter.away():
                         self.alive()

@@ -1,0 +1,28 @@
+"""Arrays from .npz files, which may be damaged."""
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def array_in(path: Path, key: str = "") -> NDArray[Any]:
+    """The array ``key`` of an .npz file, or its only one; raises FileNotFoundError, or ValueError that lists its arrays."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not an .npz file")
+    try:
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as arrays:  # numpy leaves a damaged one open
+            name = key or (arrays.files[0] if len(arrays.files) == 1 else "")
+            if name not in arrays.files:
+                missing = f"has no array {key!r}" if key else "which array is not said"
+                raise ValueError(f"{path}: {missing}; it holds {', '.join(arrays.files) or 'none'}")
+            array: NDArray[Any] = arrays[name]
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    return array

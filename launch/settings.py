@@ -1,0 +1,86 @@
+"""What a training is told besides its parts: the kind and range of every key that goes to no target, for a run and for a
+study's check alike."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from ebm.data.stream import known
+from ebm.train.budget import Budget
+from ebm.train.distributed import known_device
+from ebm.train.precision import DTYPES
+from launch.build import best_precision, build, naming, plain, seed
+
+SETTINGS: dict[str, tuple[type, float | None]] = {  # kind and least value
+    "compile": (bool, None), "data.flip": (bool, None), "data.dequantise": (bool, None), "data.loader": (str, None),
+    "data.workers": (int, 1), "data.resident_bytes": (int, 0),
+    "log_every": (int, 1), "save.every": (int, 1), "save.keep": (int, 1), "save.held_out": (int, 0),
+    "preview.every": (int, 1), "preview.count": (int, 1), "preview.batch": (int, 1),
+    "diagnose.every": (int, 1), "diagnose.count": (int, 2), "diagnose.levels": (int, 1),
+    "timeout_seconds": (float, 1), "peers_seconds": (float, 1), "hang_seconds": (float, 1),
+    "preflight.memory_gb": (float, 0), "preflight.disk_gb": (float, 0), "preflight.write_mb_s": (float, 0),
+}
+
+
+def setting(cfg: DictConfig, key: str) -> Any:
+    """The value of a key; raises ValueError where it isn't of its kind or out of its range."""
+    kind, least = SETTINGS[key]
+    return plain(cfg, key, kind, least=least)
+
+
+def switch(cfg: DictConfig, key: str, *, auto: bool) -> bool:
+    """The value of a key that is true, false, or "auto", which then means ``auto``; raises ValueError for another."""
+    value = cfg[key]
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"{key}: {value!r} is not accepted; choose auto, true or false")
+    return auto if value == "auto" else value
+
+
+def precision(cfg: DictConfig, device: torch.device) -> str:
+    """The precision asked for, or the one that "auto" means on the device."""
+    if cfg.precision not in ("auto", *DTYPES):
+        raise ValueError(f"precision: {cfg.precision!r} is not accepted; choose auto, {', '.join(DTYPES)}")
+    return best_precision(device) if cfg.precision == "auto" else str(cfg.precision)
+
+
+def rules(cfg: DictConfig) -> list[Any]:
+    """The rules by which averages of the parameters are made, one at least."""
+    if not cfg.average.rules:
+        raise ValueError("average.rules: [] is not accepted; it must name at least one average")
+    return [build(rule, key=f"average.rules.{index}") for index, rule in enumerate(cfg.average.rules)]
+
+
+def optimizer(cfg: DictConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of the parameters."""
+    if "lr" in cfg.optimizer:
+        raise ValueError(f"optimizer.lr: {cfg.optimizer.lr!r} is not accepted; the rate is its own part, see rate.peak")
+    make = build(cfg.optimizer, key="optimizer")
+    try:
+        made: torch.optim.Optimizer = make(parameters)
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # torch names no key
+        settings = {str(key): value for key, value in cfg.optimizer.items() if not str(key).startswith("_")}
+        told = error if isinstance(error, ValueError) else f"{settings} is not accepted ({error})"
+        raise ValueError(f"optimizer: {told}") from error
+    return made
+
+
+def check_settings(cfg: DictConfig, *, processes: int) -> int:
+    """Number of steps of a training; raises ValueError for a value that neither its data nor its device could make right."""
+    seed(cfg)
+    for key in SETTINGS:
+        setting(cfg, key)
+    for key in ("channels_last", "cuda_graph"):
+        switch(cfg, key, auto=False)
+    precision(cfg, torch.device("cpu"))
+    known_device(cfg.device)
+    with naming("data."):
+        known(cfg.data.loader)
+    rules(cfg)
+    optimizer(cfg, [torch.nn.Parameter(torch.zeros(1))])
+    budget: Budget = build(cfg.budget, key="budget")
+    with naming("budget."):
+        budget.pieces(processes)
+    return budget.steps
