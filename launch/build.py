@@ -18,7 +18,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from launch.entry import CONFIGS
+from launch.manual import CONFIGS
 
 SCALARS = (int, float, bool, str, type(None))
 

@@ -109,7 +109,8 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
     artist, step = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
-    data = Dataset.open(place(cfg, "held_out") if cfg.held_out is not None else config.data.test or config.data.train)
+    given = config.data.test if cfg.held_out is None else place(cfg, "held_out")
+    data = Dataset.open(config.data.train if given is None else given)
     if data.shape != artist.shape:
         raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
     images = data.images(data.some(plain(cfg, "images", int, least=16)), device=world.device)
@@ -118,7 +119,8 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     doctor = Doctor(model=artist.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
                     precision=artist.precision, seed=artist.seed, tell=tell)
     settings = OmegaConf.to_container(cfg.sampler, resolve=True)
-    about = {"run": str(cfg.run), "step": step, "data": str(data.path), "precision": artist.precision.name,
+    about = {"run": str(cfg.run), "step": step, "data": str(data.path), "images": "training" if given is None else "held-out",
+             "precision": artist.precision.name,
              "sampler": HydraConfig.get().runtime.choices["sampler"], "settings": settings}
     return doctor, artist.sampler, about
 

@@ -61,10 +61,10 @@ def words(content: dict[str, Any]) -> str:
     """The paragraph."""
     said = [f"Verdict on {content['sampler']}: {', '.join(content['verdicts'])}."]
     said += [f"{capital(finding['name'])}: {finding['words']}." for finding in [*content["findings"], *content["run_findings"]]]
-    if content["trusted"]:
-        said.append("On held-out images the score is to be trusted from σ = {:.3g} to {:.3g}.".format(*content["trusted"]))
-    else:
-        said.append("On held-out images the score is to be trusted at no level.")
+    levels = "from σ = {:.3g} to {:.3g}".format(*content["trusted"]) if content["trusted"] else "at no level"
+    said.append(f"On {content['images']} images the score is to be trusted {levels}.")
+    if content["images"] == "training":
+        said.append("They are not held-out ones, as the run has none: how it does on others is not seen.")
     said += [f"{capital(note)}." for note in content["notes"]]
     if cure := content["prescription"]:
         said.append(f"Prescription: {cure['words']}." if cure["words"] else "No setting of this sampler was found to cure it.")

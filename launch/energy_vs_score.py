@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the page of the control, docs/energy_vs_score.md, from its study: `python launch/energy_vs_score.py <study folder>`.
 
-`python launch/sweep.py -m +sweep=energy_vs_score` calls it when its jobs have ended: the same U-Net as an energy in three
+`python launch/sweep.py -m sweep=energy_vs_score` calls it when its jobs have ended: the same U-Net as an energy in three
 scalar forms and as a direct score, trained on equal images, side by side in quality, time and memory.
 """
 from __future__ import annotations

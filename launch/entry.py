@@ -11,8 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -24,12 +23,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from launch.faults import Refused
 from launch.job import verdict
+from launch.manual import CONFIGS, choices, manual
 
 if TYPE_CHECKING:
     from ebm.train.distributed import World
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
+# Hydra's own: its parser would answer any other with its usage.
+FLAGS = ("--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
+         "--info", "-i", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+         "--experimental-rerun")
 
 
 def run(main: Callable[[DictConfig], None], *, config: str) -> None:
@@ -54,7 +56,13 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
     keep_memory()
     spare_collector()
     try:
-        # --help, --cfg, a study's -m, and settings of Hydra's own
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+            print(manual(config, chosen(config, given), sys.modules[main.__module__].__doc__ or ""))
+            return
+        if unknown := next((one for one in sys.argv[1:] if one.startswith("-") and one.split("=")[0] not in FLAGS), None):
+            refuse(f"{unknown}: no such flag; a setting is written key=value, as in seed=1, and --help lists them")
+        # --cfg, a study's -m, and settings of Hydra's own
         if any(argument.lstrip("+~").startswith(("-", "hydra")) for argument in sys.argv[1:]):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)()
         else:
@@ -64,6 +72,13 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
         refuse(explain(error, config))
     except KeyboardInterrupt:
         refuse("stopped by Ctrl-C; nothing half-written is left", code=128 + signal.SIGINT)
+
+
+def chosen(config: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
+    """The groups of an entry's config and what is chosen for each."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=config):
+        made = hydra.compose(config, [*overrides], return_hydra_config=True).hydra.runtime.choices
+    return {str(group): choice for group, choice in made.items() if not str(group).startswith("hydra")}
 
 
 def composed(config: str, overrides: list[str]) -> DictConfig:
@@ -142,25 +157,25 @@ def explain(error: Exception, config: str) -> str:
     if match := re.search(r"Could not override '([^']+)'.*[Nn]o match in the defaults list", text):
         if match[1] in groups() and "/" in match[1]:
             return f"{match[1]}: the {match[1].rpartition('/')[0]} that is chosen takes none"
-        return f"{match[1]}: not a group of this config; groups: {', '.join(groups())}"
+        accepted = sorted(name for name in chosen(config) if "@" not in name)
+        return f"{match[1]}: not a group of this config; groups: {', '.join(accepted)}"
     if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
         group, _, choice = (match[1] or match[2]).rpartition("/")
+        if group.startswith("experiment/"):
+            group, choice = "experiment", (match[1] or match[2]).removeprefix("experiment/")
         return f"{group}={choice}: no such choice; accepted: {', '.join(choices(group))}"
     if match := re.search(r"(?:Could not override|Error merging override) '?([\w./@]+)", text):
         key = match[1].split("=")[0]
         near = difflib.get_close_matches(key, keys(config), n=3, cutoff=0.5)
         return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")
+    if "See https://hydra.cc" in text:  # its grammar's errors
+        return f"{text.partition(' See https')[0]}: a setting is written key=value, a list as key=[1,2]"
     return text
 
 
 def groups() -> list[str]:
     """Names of the config groups, nested ones with slashes."""
     return sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir() and "hydra" not in path.parts)
-
-
-def choices(group: str) -> list[str]:
-    """Names that a group accepts."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def keys(config: str) -> list[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the page of the journey, docs/journey.md, from its study: `python launch/journey.py <study folder> [--out docs]`.
 
-`python launch/sweep.py -m +sweep=journey` calls it when its jobs have ended. A diagnosis that is there is not made again.
+`python launch/sweep.py -m sweep=journey` calls it when its jobs have ended. A diagnosis that is there is not made again.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ebm.diagnose.reference import Reference
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
-from launch.entry import CONFIGS
+from launch.manual import CONFIGS
 from launch.run import RunFolder
 from launch.status import read as study_of
 from launch.story import PAGE, SECTION, STEPS, Record, conclusion

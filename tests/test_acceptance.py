@@ -25,7 +25,7 @@ from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.step import Step
 from ebm.schedule import LogUniform, Single
 from launch.build import build
-from launch.entry import CONFIGS
+from launch.manual import CONFIGS
 from launch.metrics.metropolis import Metropolis
 
 LEVEL = 0.5

@@ -35,6 +35,14 @@ def test_an_unstable_descent_is_diagnosed_and_tried_again(trained: Path, command
     assert "Is the score calibrated?" in done.stdout
 
 
+def test_images_that_are_not_held_out_are_not_called_so(tiny: list[str], command: Command, tmp_path: Path) -> None:
+    command("train", *tiny, f"run={tmp_path}/run", "budget.images=16", "data.test=null")
+    command("diagnose", f"run={tmp_path}/run", "sampler.steps=3", f"out={tmp_path}/out", *QUICK)
+    text = (tmp_path / "out" / "diagnosis.txt").read_text()
+    assert "On training images the score is to be trusted" in text
+    assert "They are not held-out ones, as the run has none" in text
+
+
 @pytest.mark.parametrize(("bad", "said"), [
     (["run=nowhere"], "run: nowhere holds no config.yaml"),
     (["sampler.steps=0"], "sampler.steps: 0 is not accepted"),

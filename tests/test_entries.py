@@ -131,12 +131,39 @@ def test_help_names_choices_and_keys(
     config: str, main: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"{config}.py", "--help"])
-    with pytest.raises(SystemExit) as ended:
-        run(main, config=config)  # type: ignore[arg-type]
+    run(main, config=config)  # type: ignore[arg-type]
     text = capfd.readouterr().out
-    assert ended.value.code in (0, None)
     for word in ("dpmpp", "steps: 18", f"launch/{config}.py"):
         assert word in text, f"--help doesn't say {word}"
+
+
+def test_help_tells_of_what_is_chosen_and_accepted_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sample.py", "sampler=annealed", "--help"])
+    run(sample.main, config="sample")
+    text = capfd.readouterr().out
+    for word in ("n: 64", "steps_per_level: 5", "step size over σ²", "whose keys begin with sampler.grid.", "(annealed)"):
+        assert word in text, f"--help doesn't say {word}"
+    assert "model=" not in text, "a group that sampling refuses"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["task=inpaint"], "task: not a group of this config; groups: average, data, experiment, model, model/head, objective, "),
+    (["experiment=journy/noise"], "experiment=journy/noise: no such choice; accepted: dual, energy_vs_score/inner_product, "),
+    (["--batch", "64"], "--batch: no such flag; a setting is written key=value, as in seed=1, and --help lists them\n"),
+    (["budget.batch", "64"], "Error parsing override 'budget.batch' missing EQUAL at '<EOF>': a setting is written key=value"),
+])
+def test_what_is_no_setting_is_answered_with_what_is(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run(train.main, config="train")
+    error = capfd.readouterr().err
+    assert ended.value.code == 2
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
 
 
 def test_another_config_for_the_same_run_is_refused(

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from test_diagnose_entry import QUICK
 from test_study import compose, make, without_sampler
 
-from launch.entry import CONFIGS, choices
+from launch.manual import CONFIGS, choices
 from launch.point import Point
 from launch.story import STEPS as STORY
 from launch.story import Record, black, conclusion, frozen, noise

@@ -21,8 +21,8 @@ from ebm.evaluate.neighbours import copied, nearest, picture, ratio
 from ebm.randomness import generator
 from ebm.train.distributed import World
 from launch.build import build
-from launch.entry import CONFIGS
 from launch.evaluation import Figures, Samples, Work
+from launch.manual import CONFIGS
 from launch.metrics import neighbours
 from launch.metrics.neighbours import NearestNeighbours
 

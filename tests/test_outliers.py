@@ -23,7 +23,7 @@ from ebm.data.shapes import shapes
 from ebm.evaluate.outlier_sets import MADE, STANDARD, fitted, found, standard
 from ebm.evaluate.outliers import Typical, auroc, auroc_stderr, fpr95, readings
 from launch.build import build
-from launch.entry import CONFIGS
+from launch.manual import CONFIGS
 from launch.metrics.outliers import Outliers
 
 PHI = NormalDist().cdf

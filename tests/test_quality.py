@@ -20,8 +20,8 @@ from ebm.evaluate.extractors import Extractor
 from ebm.evaluate.quality import Comparison, features_of, quality_of
 from ebm.train.distributed import World
 from launch.build import build
-from launch.entry import CONFIGS
 from launch.evaluation import Rows, Samples, Work
+from launch.manual import CONFIGS
 from launch.metrics.quality import Quality
 
 CPU = torch.device("cpu")

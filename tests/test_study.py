@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from launch import epilogue, store
 from launch.arrays import Array, plan
 from launch.checks import check
-from launch.entry import CONFIGS
+from launch.manual import CONFIGS
 from launch.point import Point
 from launch.store import freeze
 from launch.study import key, points, split, varying

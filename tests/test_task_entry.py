@@ -20,8 +20,8 @@ from ebm.data import to_float
 from launch import sample
 from launch.before_after import before_after, psnr
 from launch.commission import Commission
-from launch.entry import CONFIGS
 from launch.given import images_at
+from launch.manual import CONFIGS
 
 SIZE = 16
 FEW = ("device=cpu", "sampler.steps=4", "task.copies=2")

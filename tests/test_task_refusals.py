@@ -17,7 +17,7 @@ from ebm.energy import Energy, inner_product
 from ebm.train.precision import Precision
 from launch.build import build
 from launch.drawing import Artist
-from launch.entry import CONFIGS, choices
+from launch.manual import CONFIGS, choices
 from launch.task import assigned
 
 SIZE = 16

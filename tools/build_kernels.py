@@ -1,11 +1,11 @@
 """Builds the CPU kernel of ebm/nets/norm_silu.cpp, which training energies on a CPU is faster with: half a minute, once.
 
-usage: python tools/build_kernels.py
 Needs g++ and nothing else; where there is none, one line says so and all works without the kernel. EBM_KERNELS names
 another folder than the user's cache, CXX another compiler.
 """
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -24,6 +24,7 @@ TORCH = Path(torch.__path__[0])
 
 def main() -> int:
     """0 if the kernel is there now; 1 if it can't be had, which is no error."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     path, compiler = fused.library(), os.environ.get("CXX", "g++")
     if fused.LOADED:
         print(f"{path} is there already")
