@@ -20,9 +20,11 @@ def array_in(path: Path, key: str = "") -> NDArray[Any]:
         with open(path, "rb") as content, np.load(content, allow_pickle=False) as arrays:  # numpy leaves a damaged one open
             name = key or (arrays.files[0] if len(arrays.files) == 1 else "")
             if name not in arrays.files:
-                missing = f"has no array {key!r}" if key else "which array is not said"
+                missing = f"has no array {key!r}" if key else "holds not one array"
                 raise ValueError(f"{path}: {missing}; it holds {', '.join(arrays.files) or 'none'}")
-            array: NDArray[Any] = arrays[name]
+            array: NDArray[Any] | bytes = arrays[name]
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
+    if isinstance(array, bytes):  # a member that isn't numpy's
+        raise ValueError(f"{path}: {name} is no array")
     return array

@@ -10,22 +10,21 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def checking_apart(*, processes: int) -> Iterator[Callable[[str, str], Any]]:
-    """`launch.checks.check` in a process that has begun to load PyTorch and ends with the context, for trainings on so many
-    ``processes``; raises what it raises."""
+def checking_apart() -> Iterator[Callable[[str, str], Any]]:
+    """`launch.checks.check` in a process that has begun to load PyTorch and ends with the context; raises what it raises."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        pool.submit(_check, "", "", 0)
+        pool.submit(_check, "", "")
 
         def check(kind: str, text: str) -> Any:
             try:
-                return pool.submit(_check, kind, text, processes).result()
+                return pool.submit(_check, kind, text).result()
             except BrokenProcessPool as error:
                 raise OSError("the process that checks the study was killed; is there memory left on this machine?") from error
 
         yield check
 
 
-def _check(kind: str, text: str, processes: int) -> Any:
+def _check(kind: str, text: str) -> Any:
     from launch.checks import check
 
-    return check(kind, text, processes) if kind else None
+    return check(kind, text) if kind else None

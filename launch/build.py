@@ -77,7 +77,7 @@ def signature(node: DictConfig) -> dict[str, Any]:
 
 def check_type(value: Any, expected: Any, *, key: str) -> None:
     """Raises ValueError where a plain value can't be what its parameter takes; objects check themselves."""
-    if isinstance(value, SCALARS) and value is not None and is_object(expected):
+    if isinstance(value, SCALARS) and is_object(expected):
         group = key.replace(".", "/")
         choices = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
         raise ValueError(f"{key}: {value!r} is not accepted; " + (f"choose by {group}=<choice>: {choices}" if choices else
@@ -104,7 +104,7 @@ def is_object(expected: Any) -> bool:
     """Whether a type is a class or a function, which no number or text in a config can be."""
     if typing.get_origin(expected) is not None:
         return typing.get_origin(expected) is Callable
-    return inspect.isclass(expected) and expected not in SCALARS and not issubclass(expected, os.PathLike)
+    return inspect.isclass(expected) and expected not in (*SCALARS, Any, object) and not issubclass(expected, os.PathLike)
 
 
 def is_plain(expected: Any) -> bool:

@@ -11,44 +11,45 @@ from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import trajectory
 from ebm.train.distributed import known_device
-from launch.build import build, naming, place, plain, seed
+from launch.build import build, naming, plain, seed
+from launch.entry import asked_for
+from launch.make import datasets
 from launch.settings import check_settings, precision
 from launch.track import tracked
 
 
-def check(kind: str, text: str, processes: int = 1) -> tuple[str, int] | None:
-    """Tries a config in YAML: a "train" one on so many processes, for SHA-256 of its data and number of its steps, a "sample"
-    one with the model it is to draw from, or what an "evaluate" one measures.
+def check(kind: str, text: str) -> tuple[str, int, int] | None:
+    """Tries a config in YAML: a "train" one, for SHA-256 of its data, its steps and its batch, a "sample" one with the model it
+    is to draw from, or what an "evaluate" one measures.
 
     Raises ValueError, naming the key, where no run can be made of it.
     """
     try:
         if kind == "evaluate":
             return check_metrics(text)
-        return check_run(text, processes) if kind == "train" else check_sampler(text)
+        return check_run(text) if kind == "train" else check_sampler(text)
     except (OSError, OmegaConfBaseException) as error:  # which not all come whole from one process to another
-        raise ValueError(str(error)) from None
+        raise ValueError(asked_for(error) or str(error)) from None
 
 
-def check_run(text: str, processes: int) -> tuple[str, int]:
-    """SHA-256 of a run's data and number of its steps."""
+def check_run(text: str) -> tuple[str, int, int]:
+    """SHA-256 of a run's data, number of its steps, and its batch."""
     cfg = parsed(text)
     tracked(cfg)
-    steps = check_settings(cfg, processes=processes)
+    budget = check_settings(cfg)
     for part in ("objective", "schedule", "rate"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
-    data = opened(str(place(cfg, "data.train")))
+    data = opened(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
     model = on_meta(OmegaConf.to_yaml(cfg.model))
     check_shapes(model, data.shape)
     build(cfg.objective, key="objective").check(model, data.shape)
-    return data.manifest.sha256, steps
+    return data.manifest.sha256, budget.steps, budget.batch
 
 
 @functools.lru_cache(None)
-def opened(path: str) -> Dataset:
-    """The training images, once."""
-    with naming("data.train: ", OSError):
-        return Dataset.open(path)
+def opened(text: str) -> Dataset:
+    """The training images, where the held-out ones fit them: each pair once, whatever the number of points."""
+    return datasets(parsed(text))[0]
 
 
 @functools.lru_cache(None)
@@ -69,11 +70,12 @@ def on_meta(text: str) -> Preconditioned:
 def check_sampler(text: str) -> None:
     """Builds a sampler and begins a trajectory, which is when samplers check their values and their model."""
     cfg = parsed(text)
-    seed(cfg)
-    for key, least in (("n", 1), ("batch", 1), ("ema", 0)):
-        plain(cfg, key, int, least=least)
-    precision(cfg, torch.device("cpu"))
-    known_device(cfg.device)
+    with naming("sample."):
+        seed(cfg)
+        for key, least, most in (("n", 1, None), ("batch", 1, None), ("ema", 0, cfg.averages - 1)):
+            plain(cfg, key, int, least=least, most=most)
+        precision(cfg, torch.device("cpu"))
+        known_device(cfg.device)
     model, sampler = on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
     with naming("sampler."):
         trajectory(model, sampler, shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))

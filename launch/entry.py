@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -27,12 +28,6 @@ from launch.manual import CONFIGS, choices, manual
 
 if TYPE_CHECKING:
     from ebm.train.distributed import World
-
-# Hydra's own: its parser would answer any other with its usage.
-FLAGS = ("--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
-         "--info", "-i", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-         "--experimental-rerun")
-
 
 def run(main: Callable[[DictConfig], None], *, config: str) -> None:
     """Calls ``main`` with the config that the command line asks for; exits with 2 and one line where it can't be made."""
@@ -56,12 +51,12 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
     keep_memory()
     spare_collector()
     try:
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            print(manual(config, chosen(config, given), sys.modules[main.__module__].__doc__ or ""))
+        flags, unknown = get_args_parser().parse_known_args()
+        if unknown:
+            refuse(f"{unknown[0]}: no such flag; a setting is written key=value, as in seed=1, and --help lists them")
+        if flags.help:
+            print(manual(config, chosen(config, flags.overrides), sys.modules[main.__module__].__doc__ or ""))
             return
-        if unknown := next((one for one in sys.argv[1:] if one.startswith("-") and one.split("=")[0] not in FLAGS), None):
-            refuse(f"{unknown}: no such flag; a setting is written key=value, as in seed=1, and --help lists them")
         # --cfg, a study's -m, and settings of Hydra's own
         if any(argument.lstrip("+~").startswith(("-", "hydra")) for argument in sys.argv[1:]):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)()

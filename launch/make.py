@@ -23,7 +23,7 @@ from ebm.train.trainer import Event, Trainer
 from ebm.train.work import flop_per_image, peak_of
 from launch.build import build, naming, place, seed
 from launch.run import RunFolder
-from launch.settings import optimizer, precision, rules, setting, switch
+from launch.settings import cuda_graph, optimizer, precision, rules, setting, switch
 
 
 def resolved(cfg: DictConfig, world: World) -> DictConfig:
@@ -58,15 +58,6 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     return model.to(device)
 
 
-def cuda_graph(cfg: DictConfig, world: World) -> bool:
-    """Whether a step is recorded as a CUDA graph: "auto" for where that works."""
-    works = world.device.type == "cuda" and not cfg.compile
-    wanted = switch(cfg, "cuda_graph", auto=works)
-    if wanted and not works:
-        raise ValueError("cuda_graph: True is not accepted; it needs a GPU and compile=false")
-    return wanted
-
-
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
     """Everything that a run is made of, built and checked before the first image is read."""
     budget: Budget = build(cfg.budget, key="budget")
@@ -98,7 +89,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
         model=model, averages=averages, objective=objective,
         schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer(cfg, model.parameters()),
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
-        cuda_graph=cuda_graph(cfg, world),
+        cuda_graph=cuda_graph(cfg, gpu=world.device.type == "cuda"),
         events=[Event(every=setting(cfg, "log_every"), action=log, urgent=True),
                 Event(every=setting(cfg, "save.every"), action=save, urgent=True),
                 Event(every=setting(cfg, "preview.every"), action=preview, urgent=False),

@@ -5,36 +5,39 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def manual(config: str, chosen: Mapping[str, str | None], about: str) -> str:
     """The help of the entry ``config``, with the keys of what is ``chosen`` for each of its groups."""
-    lines = [*about.strip().splitlines(), "", f"python launch/{config}.py [group=choice …] [key=value …]", "",
+    call = f"python launch/{config}.py" + (" -m" if config == "sweep" else "")
+    lines = [*about.strip().splitlines(), "", f"{call} [group=choice …] [key=value …]", "",
              "Choices, one override each (what is chosen now):", ""]
     lines += [f"  {group}=  {', '.join(choices(group)) or '-'}  ({choice or 'none'})"
               for group, choice in sorted(chosen.items()) if "@" not in group]
-    lines += ["", "Keys with their values and what they mean; each can be given another: key=value."]
+    lines += ["", "Keys, the values they have and what they mean; each can be given another: key=value."]
     for name in bases(config):
         lines += ["", *body(CONFIGS / f"{name}.yaml")]
     for group, choice in chosen.items():
         if choice is not None:
-            path = CONFIGS / group.split("@")[0] / f"{choice}.yaml"
-            lines += ["", *headed(path, group, choice)]
+            lines += ["", *headed(group, choice.removesuffix(".yaml"))]
     lines += ["", "Other flags: --cfg job (print the config and stop), --hydra-help. --help with choices tells of these:",
               f"python launch/{config}.py sampler=langevin --help"]
     return "\n".join(lines)
 
 
-def headed(path: Path, group: str, choice: str) -> list[str]:
-    """What a choice of a group sets, under the name that its keys begin with."""
-    place = group.split("@")[-1].replace("/", ".")
-    if match := re.match(r"# @package (\S+)", path.read_text()):
-        place = "" if match[1] == "_global_" else match[1]
-    return [f"{group.split('@')[0]}={choice}" + (f", whose keys begin with {place}." if place else ""),
-            *(f"  {line}" for line in body(path))]
+def headed(group: str, choice: str) -> list[str]:
+    """What a choice of a group sets, under the name that its keys begin with, after what it is made of."""
+    folder, _, place = group.partition("@")
+    names = bases(f"{folder}/{choice}")[::-1]
+    if match := re.match(r"# @package (\S+)", (CONFIGS / f"{names[-1]}.yaml").read_text()):
+        place = match[1].replace("_global_", "none")
+    place = place or folder.replace("/", ".")
+    title = f"{folder}={choice}" + (f", whose keys begin with {place}." if place != "none" else "")
+    texts = [[f"  {line}" for line in body(CONFIGS / f"{name}.yaml")] for name in names]
+    return [title, *texts[0], *(line for text in texts[1:] for line in ("  # in place of or beside these:", *text))]
 
 
 def body(path: Path) -> list[str]:
@@ -44,10 +47,12 @@ def body(path: Path) -> list[str]:
 
 
 def bases(config: str) -> list[str]:
-    """The configs that an entry's is made of, its own first, without what all entries have and no reader can use."""
-    defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config}.yaml")).get("defaults", [])  # type: ignore[union-attr]
-    return [config, *(name for one in defaults if isinstance(one, str) and one not in ("_self_", "entry")
-                      for name in bases(one))]
+    """The configs that one is made of, its own first, without what all entries have and no reader can use."""
+    tree = OmegaConf.load(CONFIGS / f"{config}.yaml")
+    assert isinstance(tree, DictConfig)
+    plain = [one for one in tree.get("defaults", []) if isinstance(one, str) and one not in ("_self_", "entry")]
+    here = config.rpartition("/")[0]
+    return [config, *(name for one in plain for name in bases(one[1:] if one.startswith("/") else f"{here}/{one}".lstrip("/")))]
 
 
 def choices(group: str) -> list[str]:

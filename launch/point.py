@@ -20,6 +20,7 @@ class Point:
     folder: Path
     overrides: tuple[str, ...]
     steps: int = 0
+    batch: int = 0
     of: Point | None = None
 
     @property

@@ -105,12 +105,16 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
 
 
 def agreed(artist: Artist, world: World) -> None:
-    """Raises ValueError on every process where they have found different checkpoints, as of a run that is being trained."""
-    found = world.everyone([artist.checkpoint, artist.identity if isinstance(artist, Commission) else None])
-    if any(one != found[0] for one in found):
-        names = ", ".join(sorted({str(one[0]) for one in found}))
-        raise ValueError(f"checkpoint: processes have found different ones ({names}), as the run is being trained; "
-                         "start again, or name one")
+    """Raises ValueError on every process where they have found different checkpoints, as of a run that is being trained, or
+    different inputs of a task."""
+    checkpoints = sorted(set(world.everyone(artist.checkpoint)))
+    if len(checkpoints) > 1:
+        raise ValueError(f"checkpoint: processes have found different ones ({', '.join(checkpoints)}), as the run is being "
+                         "trained; start again, or name one")
+    inputs = world.everyone(artist.identity if isinstance(artist, Commission) else {})
+    differing = [key for key, value in inputs[0].items() if any(other.get(key) != value for other in inputs)]
+    if differing:
+        raise ValueError(f"task.{differing[0]}: processes have read different ones; see that it is the same on every node")
 
 
 def name(cfg: DictConfig, step: int) -> str:

@@ -39,6 +39,15 @@ def switch(cfg: DictConfig, key: str, *, auto: bool) -> bool:
     return auto if value == "auto" else value
 
 
+def cuda_graph(cfg: DictConfig, *, gpu: bool) -> bool:
+    """Whether a step is recorded as a CUDA graph: "auto" for where that works."""
+    works = gpu and not setting(cfg, "compile")
+    wanted = switch(cfg, "cuda_graph", auto=works)
+    if wanted and not works:
+        raise ValueError("cuda_graph: True is not accepted; it needs a GPU and compile=false")
+    return wanted
+
+
 def precision(cfg: DictConfig, device: torch.device) -> str:
     """The precision asked for, or the one that "auto" means on the device."""
     if cfg.precision not in ("auto", *DTYPES):
@@ -50,6 +59,9 @@ def rules(cfg: DictConfig) -> list[Any]:
     """The rules by which averages of the parameters are made, one at least."""
     if not cfg.average.rules:
         raise ValueError("average.rules: [] is not accepted; it must name at least one average")
+    for index, rule in enumerate(cfg.average.rules):
+        if not isinstance(rule, DictConfig):
+            raise ValueError(f"average.rules.{index}: {rule!r} is not accepted; it must have a _target_: see configs/average/")
     return [build(rule, key=f"average.rules.{index}") for index, rule in enumerate(cfg.average.rules)]
 
 
@@ -67,13 +79,13 @@ def optimizer(cfg: DictConfig, parameters: Iterable[torch.nn.Parameter]) -> torc
     return made
 
 
-def check_settings(cfg: DictConfig, *, processes: int) -> int:
-    """Number of steps of a training; raises ValueError for a value that neither its data nor its device could make right."""
+def check_settings(cfg: DictConfig) -> Budget:
+    """The budget of a training; raises ValueError for a value that neither its data nor its device could make right."""
     seed(cfg)
     for key in SETTINGS:
         setting(cfg, key)
-    for key in ("channels_last", "cuda_graph"):
-        switch(cfg, key, auto=False)
+    switch(cfg, "channels_last", auto=False)
+    cuda_graph(cfg, gpu=cfg.device != "cpu")
     precision(cfg, torch.device("cpu"))
     known_device(cfg.device)
     with naming("data."):
@@ -81,6 +93,4 @@ def check_settings(cfg: DictConfig, *, processes: int) -> int:
     rules(cfg)
     optimizer(cfg, [torch.nn.Parameter(torch.zeros(1))])
     budget: Budget = build(cfg.budget, key="budget")
-    with naming("budget."):
-        budget.pieces(processes)
-    return budget.steps
+    return budget

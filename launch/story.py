@@ -111,8 +111,8 @@ again. Each step below was run again, measured by the doctor (`launch/diagnose.p
 hand; then one cure at a time was added.
 
 The study: `{study}`. Diagnosed and written by `launch/journey.py` on {date}; {machine}, torch {torch}. Data:
-{data}; {samples} samples a step, statistics of {held_out} held-out images. The distances that the doctor names are of its own 16
-samples.
+{data}; {samples} samples a step, statistics of {held_out} held-out images. The distances that the doctor names are of its
+own 16 samples.
 
 | step | images trained on | loss, first → last | verdict | distance from the data |
 | --- | --- | --- | --- | --- |

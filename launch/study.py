@@ -36,7 +36,8 @@ def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             sample[name] = override
         part = sample if re.match(r"sample\.|sampler($|[./])", name) or measures(override) else train
         part.pop(name, None)
-        part[name] = override.removeprefix("sample.")
+        if not re.fullmatch(r"sample\.\w+=null", override):  # what stands in sample.yaml
+            part[name] = override.removeprefix("sample.")
     return tuple(train.values()), tuple(sample.values())
 
 
@@ -57,16 +58,16 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
     for train, sample in tqdm(parts, desc="checking", unit="point", disable=len(parts) < 20 or None):
         if train not in trained:
             cfg = compose("train", ["run=x", *train])
-            sha256, steps = check("train", OmegaConf.to_yaml(cfg))
+            sha256, steps, batch = check("train", OmegaConf.to_yaml(cfg))
             folder = store / "runs" / run_name(train, cfg, sha256=sha256, code=code)
-            trained[train] = Point("train", label(train, names[0]), folder, train, steps=steps)
-            models[train] = OmegaConf.to_container(cfg.model)
+            trained[train] = Point("train", label(train, names[0]), folder, train, steps=steps, batch=batch)
+            models[train] = {"model": OmegaConf.to_container(cfg.model), "averages": len(cfg.average.rules)}
         point = found.setdefault(trained[train].folder, trained[train])
         experiment = next((one for one in train if key(one) == "experiment"), "experiment=null")
         brought = () if experiment.endswith("=null") else sampler_of(experiment.split("=", 1)[1])
         shown = sample
         if brought and "sampler" not in {key(override) for override in sample}:  # an experiment may be a sampler's, too
-            sample, shown = split((*brought, *sample))[1], (experiment, *sample)
+            sample, shown = tuple({key(one): one for one in (*brought, *sample)}.values()), (experiment, *sample)
         given = {key(override) for override in sample}
         full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))
         drawing, measured = tuple(one for one in full if not measures(one)), any(key(one) == "metrics" for one in full)
@@ -79,7 +80,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             drawing += tuple(f"{name}={evaluation[name]}" for name in ("n", "batch") if name not in {*map(key, drawing)})
         settings = composed("sample", drawing)
         drawn = OmegaConf.masked_copy(settings, ["sampler", "n", "batch", "seed", "ema", "precision", "device"])
-        check("sample", OmegaConf.to_yaml(OmegaConf.merge(drawn, {"model": models[train]})))
+        check("sample", OmegaConf.to_yaml(OmegaConf.merge(drawn, models[train])))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
         folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(asked(settings))[:8]}"
         made = Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
+from ebm.train.budget import share_of
 from launch.apart import checking_apart
 from launch.arrays import Array, plan
 from launch.cluster import array_limit, available, queued
@@ -51,12 +52,13 @@ class Study:
             self.report()  # refused before any work
         sampling = self.sampling()
         with locked(store):  # so that two studies submitted at once see each other's jobs
-            processes = self.params["nodes"] * self.params["tasks_per_node"] if slurm else 1
-            with checking_apart(processes=processes) as check:
+            with checking_apart() as check:
                 self.points = points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
                                      sampling=sampling)
             live = queued() if slurm else set()
             self.jobs = {point.folder: "done" if point.done() else holder(point, live) for point in self.points}
+            if slurm:
+                self.check_shares()
             arrays = plan(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))
             if self.cfg.dry:
                 print(self.table(arrays))
@@ -73,6 +75,18 @@ class Study:
                 succeeded &= subprocess.run(self.report(), check=False).returncode == 0  # it says itself what is wrong
             if not succeeded:
                 raise SystemExit(1)
+
+    def check_shares(self) -> None:
+        """Raises ValueError where what is to be trained has a batch that doesn't divide among the processes of a job."""
+        for name in ("nodes", "tasks_per_node"):
+            if self.params[name] < 1:
+                raise ValueError(f"hydra.launcher.{name}: {self.params[name]!r} is not accepted; it must be at least 1")
+        for point in self.points:
+            if point.kind == "train" and not self.jobs[point.folder]:
+                try:
+                    share_of(point.batch, self.params["nodes"] * self.params["tasks_per_node"])
+                except ValueError as error:
+                    raise ValueError(f"budget.{error}") from None
 
     def sampling(self) -> dict[str, Any]:
         """What the study says of all samplings: keys of sample.yaml, and of evaluate.yaml where samples are measured."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,12 +10,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from launch import diagnose, entry, evaluate, sample, train
+from launch.build import build
 from launch.entry import run
+from launch.manual import CONFIGS, choices, headed, manual
 
 BAD = {
     "model=unett": "model=unett: no such choice; accepted: cnn, cnn_sigma, unet, unet_full",
@@ -146,6 +150,33 @@ def test_help_tells_of_what_is_chosen_and_accepted_alone(
     for word in ("n: 64", "steps_per_level: 5", "step size over σ²", "whose keys begin with sampler.grid.", "(annealed)"):
         assert word in text, f"--help doesn't say {word}"
     assert "model=" not in text, "a group that sampling refuses"
+
+
+@pytest.mark.parametrize(("config", "choice"), [
+    *(("train", f"{group}={choice}") for group in ("model", "schedule", "sampler", "objective", "average", "experiment", "data")
+      for choice in choices(group)),
+    *(("sample", f"task={choice}") for choice in choices("task")),
+    ("evaluate", "extractor=torchscript"), ("diagnose", "sampler=heun")])
+def test_help_has_every_key(config: str, choice: str) -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        made = OmegaConf.to_container(compose(config, [choice]), resolve=False)
+    text = manual(config, entry.chosen(config, [choice]), "")
+    for key in entry.dotted(made):
+        last = key.rpartition(".")[2]
+        assert last == "_partial_" or re.search(rf"\b{last}:", text), key
+
+
+@pytest.mark.parametrize("choice", choices("cluster"))
+def test_help_of_a_study_has_every_key_of_a_cluster(choice: str) -> None:
+    text = "\n".join(headed("cluster", choice))
+    for key in OmegaConf.load(CONFIGS / "cluster" / "site.yaml"):
+        assert f"\n  {key}: " in text
+    assert text.startswith(f"cluster={choice}, whose keys begin with hydra.launcher.\n")
+
+
+def test_a_target_without_types_takes_what_it_is_given() -> None:
+    node = OmegaConf.create({"_target_": "textwrap.indent", "text": "a", "prefix": "b", "predicate": None})
+    assert build(node, key="model") == "ba"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,10 @@ def test_npz_refuses_and_lists_the_arrays(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[content.index(b"x.npy") + 300] ^= 1
     (tmp_path / "c.npz").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as plain:
+        plain.writestr("x", b"text")
+    with pytest.raises(ValueError, match=r"d\.npz: x is no array"):
+        npz(tmp_path / "d.npz", key="x")
     with pytest.raises(ValueError, match=r"c\.npz: damaged \(Bad CRC-32"):
         npz(tmp_path / "c.npz", key="x")
 

@@ -1,7 +1,6 @@
 """What a study is made of: each training once, what waits for what, the same code for all; and one run without SLURM."""
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -36,9 +35,8 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def make(jobs: list[list[str]], store: Path, code: str = "v1", processes: int = 1) -> list[Point]:
-    return points(jobs, compose=compose, check=functools.partial(check, processes=processes), store=store, code=code,
-                  sampling={"n": 4, "batch": None})
+def make(jobs: list[list[str]], store: Path, code: str = "v1") -> list[Point]:
+    return points(jobs, compose=compose, check=check, store=store, code=code, sampling={"n": 4, "batch": None})
 
 
 def without_sampler(tiny: list[str]) -> list[str]:
@@ -58,27 +56,44 @@ REFUSED = {
     "average.rules.0.sigma_rel=5": "average.rules.0.sigma_rel: 5 is not accepted",
     "objective.weighting=edm": "objective.weighting: 'edm' is not accepted; choose by objective/weighting=<choice>: edm,",
     "optimizer.betas=[0.9]": "optimizer: {'betas': [0.9], ",
-    "budget.batch=10": "budget.batch: 10 is not accepted; it must divide among 4 processes",
+    "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
+    "average.rules=[1]": "average.rules.0: 1 is not accepted; it must have a _target_",
+    "model.network=null": "model.network: None is not accepted; it must have a _target_ that makes Module",
     "schedule.sigma_max=0": "schedule.sigma_max: 0 is not accepted",
     "data.train=nowhere.beton": "data.train: nowhere.beton: no such data file",
+    "data.test=nowhere.beton": "data.test: nowhere.beton: no such data file",
+    "data=beton": "data.train: no value is given, and there is no default; add data.train=<value>",
     "sampler.steps=0": "sampler.steps: 0 is not accepted",
     "sampler.grid=karras": "sampler.grid: 'karras' is not accepted; choose by sampler/grid=<choice>: cosine, geometric, karras",
-    "sample.n=0": "n: 0 is not accepted; it must be at least 1",
-    "sample.precision=fp8": "precision: 'fp8' is not accepted; choose auto, fp32, bf16, fp16",
+    "sample.n=0": "sample.n: 0 is not accepted; it must be at least 1",
+    "sample.ema=1": "sample.ema: 1 is not accepted; it must be at most 0",
+    "sample.precision=fp8": "sample.precision: 'fp8' is not accepted; choose auto, fp32, bf16, fp16",
 }
 
 
 @pytest.mark.parametrize("bad", REFUSED)
 def test_what_a_job_would_refuse_is_refused_before_it(bad: str, tiny: list[str], tmp_path: Path) -> None:
+    group = f"{bad.split('=')[0]}." if bad == "data=beton" else "-"
+    asked = [one for one in without_sampler(tiny) if not one.startswith(group)]
     with pytest.raises(ValueError, match="^" + re.escape(REFUSED[bad])):
-        make([[*without_sampler(tiny), "sampler=heun", bad]], tmp_path, processes=4)
+        make([[*asked, "sampler=heun", bad]], tmp_path)
 
 
 def test_a_study_may_ask_for_the_metropolis_test_where_there_is_an_energy(tmp_path: Path, tiny: list[str]) -> None:
     asked = [one for one in without_sampler(tiny) if not one.startswith("model")]
     assert len(make([[*asked, "model=unet", "sampler=metropolis"]], tmp_path)) == 2
-    with pytest.raises(ValueError, match="DirectScore is not accepted; the Metropolis test needs an energy"):
+    with pytest.raises(ValueError, match=r"^sampler\.model: DirectScore is not accepted; the Metropolis test needs an energy"):
         make([[*asked, "model=unet_score", "sampler=metropolis"]], tmp_path)
+
+
+def test_what_is_said_of_samples_reaches_a_sampler_that_an_experiment_brings(tiny: list[str], tmp_path: Path) -> None:
+    asked = [one for one in without_sampler(tiny) if not one.startswith(("model", "schedule", "rate"))]
+    jobs = [[*asked, "experiment=journey/noise", f"sample.seed={seed}", "sample.n=null"] for seed in (1, 2)]
+    _, first, second = make(jobs, tmp_path)
+    assert "seed=1" in first.overrides and "seed=2" in second.overrides and first.folder != second.folder
+    assert "n=4" in first.overrides, "null is not what the study says of all samplings"
+    with pytest.raises(ValueError, match=r"^sample\.seed: -1 is not accepted"):
+        make([[*asked, "experiment=journey/noise", "sample.seed=-1"]], tmp_path)
 
 
 def point(name: str, of: Point | None = None) -> Point:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import ONE_THREAD, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
@@ -203,3 +203,13 @@ def test_a_difference_is_told_in_decibels_and_a_picture_is_the_same_each_time() 
     assert max(psnr(image, image)) < 60, "what is equal to rounding is not infinitely near"
     first, again = (before_after([("one", image), ("two", image + 100)]) for _ in range(2))
     assert hashlib.sha256(first).digest() == hashlib.sha256(again).digest()
+
+
+def test_processes_that_read_different_pictures_refuse(
+    trained: Path, pictures: Path, command: Command, tmp_path: Path
+) -> None:
+    env = {**ONE_THREAD, **{f"PICTURE_{rank}": str(pictures / name) for rank, name in enumerate(("a.png", "b.png"))}}
+    refused = command("sample", f"run={trained}", f"out={tmp_path}/out", "task=inpaint", BOX, *FEW,
+                      "task.images='${oc.env:PICTURE_${oc.env:RANK}}'", processes=2, env=env, check=False)
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith("error: task.images: processes have read different ones")

@@ -28,7 +28,12 @@ class Budget:
 
     def pieces(self, world: int) -> int:
         """Equal passes by which one process accumulates its share of the batch; ValueError where there is no share."""
-        if self.batch % world:
-            raise ValueError(f"batch: {self.batch} is not accepted; it must divide among {world} processes")
-        share = self.batch // world
+        share = share_of(self.batch, world)
         return next(pieces for pieces in range(-(-share // self.micro_batch), share + 1) if share % pieces == 0)
+
+
+def share_of(batch: int, world: int) -> int:
+    """One process's part of the batch; raises ValueError where it doesn't divide."""
+    if batch % world:
+        raise ValueError(f"batch: {batch} is not accepted; it must divide among {world} processes")
+    return batch // world
