@@ -37,12 +37,10 @@ def check_run(text: str) -> tuple[str, int, int]:
     cfg = parsed(text)
     tracked(cfg)
     budget = check_settings(cfg)
-    for part in ("objective", "schedule", "rate"):
+    for part in ("schedule", "rate"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
     data = opened(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
-    model = on_meta(OmegaConf.to_yaml(cfg.model))
-    check_shapes(model, data.shape)
-    build(cfg.objective, key="objective").check(model, data.shape)
+    check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
     return data.manifest.sha256, budget.steps, budget.batch
 
 
@@ -64,6 +62,14 @@ def on_meta(text: str) -> Preconditioned:
     with torch.device("meta"):
         model: Preconditioned = build(parsed(text), key="model")
     return model
+
+
+@functools.lru_cache(None)
+def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
+    """Holds a model against the images' shape and what is to train it, once for all points that have it."""
+    model = on_meta(text)
+    check_shapes(model, shape)
+    build(parsed(objective), key="objective").check(model, shape)
 
 
 @functools.lru_cache(None)
