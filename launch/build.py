@@ -18,7 +18,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from launch.manual import CONFIGS
+from launch.manual import choices
 
 SCALARS = (int, float, bool, str, type(None))
 
@@ -79,8 +79,8 @@ def check_type(value: Any, expected: Any, *, key: str) -> None:
     """Raises ValueError where a plain value can't be what its parameter takes; objects check themselves."""
     if isinstance(value, SCALARS) and is_object(expected):
         group = key.replace(".", "/")
-        choices = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
-        raise ValueError(f"{key}: {value!r} is not accepted; " + (f"choose by {group}=<choice>: {choices}" if choices else
+        accepted = ", ".join(choices(group))
+        raise ValueError(f"{key}: {value!r} is not accepted; " + (f"choose by {group}=<choice>: {accepted}" if accepted else
                                                                   f"it must have a _target_ that makes {words(expected)}"))
     if isinstance(value, DictConfig) or not is_plain(expected):
         return
@@ -88,16 +88,15 @@ def check_type(value: Any, expected: Any, *, key: str) -> None:
     try:
         TypeAdapter(expected).validate_python(plain, strict=True)  # lax would take "no" for a bool and leave it as it is
     except ValidationError as error:
-        name = getattr(expected, "__name__", None) if not typing.get_args(expected) else None
-        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {name or words(expected)} "
+        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {words(expected)} "
                          f"({error.errors()[0]['msg'].lower()})") from error
 
 
 def words(expected: Any) -> str:
     """A type as people call it."""
     if typing.get_origin(expected) in (list, Sequence):
-        return f"a list of {words(typing.get_args(expected)[0])}, as in [{{}}]"
-    return str(getattr(expected, "__name__", expected) if not typing.get_args(expected) else expected)
+        return f"a list of {words(typing.get_args(expected)[0])}, as in [1,2]"
+    return str(expected if typing.get_args(expected) else getattr(expected, "__name__", expected))
 
 
 def is_object(expected: Any) -> bool:

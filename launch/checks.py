@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
-from ebm.sampling import trajectory
+from ebm.sampling import batches_of, trajectory
 from ebm.train.distributed import known_device
 from launch.build import build, naming, plain, seed
 from launch.entry import asked_for
@@ -78,8 +78,8 @@ def check_sampler(text: str) -> None:
     cfg = parsed(text)
     with naming("sample."):
         seed(cfg)
-        for key, least, most in (("n", 1, None), ("batch", 1, None), ("ema", 0, cfg.averages - 1)):
-            plain(cfg, key, int, least=least, most=most)
+        batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=0, world=1)  # checks its values
+        plain(cfg, "ema", int, least=0, most=cfg.averages - 1)
         precision(cfg, torch.device("cpu"))
         known_device(cfg.device)
     model, sampler = on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")

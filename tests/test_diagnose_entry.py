@@ -35,6 +35,14 @@ def test_an_unstable_descent_is_diagnosed_and_tried_again(trained: Path, command
     assert "Is the score calibrated?" in done.stdout
 
 
+def test_an_unscored_run_of_single_previews_is_calibrated_too(tiny: list[str], command: Command, tmp_path: Path) -> None:
+    done = command("train", *tiny, f"run={tmp_path}/run", "budget.images=16", "save.held_out=0", "preview.count=1")
+    events = {record["event"]: record for record in read(tmp_path / "run" / "metrics.jsonl")}
+    assert "calibration" in events and "held_out" not in events
+    assert events["energy"]["std"] == 0
+    assert "Warning" not in done.stderr
+
+
 def test_images_that_are_not_held_out_are_not_called_so(tiny: list[str], command: Command, tmp_path: Path) -> None:
     command("train", *tiny, f"run={tmp_path}/run", "budget.images=16", "data.test=null")
     command("diagnose", f"run={tmp_path}/run", "sampler.steps=3", f"out={tmp_path}/out", *QUICK)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from launch import diagnose, entry, evaluate, sample, train
 from launch.build import build
 from launch.entry import run
+from launch.job import node
 from launch.manual import CONFIGS, choices, headed, manual
 
 BAD = {
@@ -31,7 +32,7 @@ BAD = {
     "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be int",
     "data.flip=no": "data.flip: 'no' is not accepted; it must be bool",
     "compile=1": "compile: 1 is not accepted; it must be bool",
-    "run=/dev/null/run": "node ",
+    "run=/dev/null/run": f"node {node()}: [Errno 20] Not a directory: '/dev/null/run'",
     "run=": "run: '' is not accepted; it must be a path",
     "run=null": "run: None is not accepted; it must be str",
     "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be float",
@@ -172,6 +173,12 @@ def test_help_of_a_study_has_every_key_of_a_cluster(choice: str) -> None:
     for key in OmegaConf.load(CONFIGS / "cluster" / "site.yaml"):
         assert f"\n  {key}: " in text
     assert text.startswith(f"cluster={choice}, whose keys begin with hydra.launcher.\n")
+
+
+def test_a_list_is_called_one() -> None:
+    settings = OmegaConf.create({"_target_": "ebm.nets.unet.UNet", "channels": 3, "width": 8, "multipliers": 2})
+    with pytest.raises(ValueError, match=r"^network\.multipliers: 2 is not accepted; it must be a list of int, as in \[1,2\]"):
+        build(settings, key="network")
 
 
 def test_a_target_without_types_takes_what_it_is_given() -> None:

@@ -295,13 +295,15 @@ def test_what_cannot_be_a_reference_is_refused_before_any_work(folder: Path) -> 
     np.savez(folder / "small.npz", images[:, :8, :8])
     np.savez(folder / "float.npz", images / 255)
     (folder / "text.npz").write_text("no")
+    np.savez(folder / "two.npz", a=images, b=images)
     refused = {
         "reference=held_out": "reference: 'held_out' is not accepted; the run has none",
         f"reference={folder}/empty": "reference: .*holds no .bmp",
         f"reference={folder}/none.npz": "reference: .*no such file",
         f"reference={folder}/text.npz": "reference: .*not an .npz file",
-        f"reference={folder}/grey.npz": r"reference: .*its array is uint8 \(8, 16, 16, 1\)",
-        f"reference={folder}/float.npz": "reference: .*its array is float64",
+        f"reference={folder}/two.npz": "reference: .*holds not one array; it holds a, b; name one as FILE:KEY",
+        f"reference={folder}/grey.npz": r"reference: .*arr_0 is uint8 \(8, 16, 16, 1\)",
+        f"reference={folder}/float.npz": "reference: .*arr_0 is float64",
         f"reference={folder}/small.npz": r"reference: images of \(3, 8, 8\) are not accepted; the run's are \(3, 16, 16\)",
         "reference_count=51": "reference_count: 51 images are not to be had; .* has 50",
         "kid_subset_size=21": "n: 20 is not accepted; kid needs at least 21",

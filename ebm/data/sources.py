@@ -100,7 +100,7 @@ def npz(path: str | Path, *, key: str) -> Source:
     Raises FileNotFoundError, or ValueError that lists the file's arrays, if it is not such an array or damaged.
     """
     path = Path(path)
-    array = array_in(path, key)
+    _, array = array_in(path, key)
     shape = f"{array.dtype} {array.shape}"
     if array.ndim == 3:
         array = array[..., None]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ebm.arrays import array_in
+from ebm.arrays import MissingArrayError, array_in
 from ebm.data import Dataset
 from ebm.data.sources import folder
 from ebm.files import write_atomically
@@ -76,11 +76,11 @@ def read(path: str, *, size: int) -> ImageSet:
 def from_npz(file: Path, key: str) -> NDArray[np.uint8]:
     """One array of an .npz, uint8 (N, H, W, 3); raises FileNotFoundError, or ValueError for anything else."""
     try:
-        images = array_in(file, key)
-    except ValueError as error:
-        raise ValueError(f"{error}; another array is named as FILE:KEY") from error
+        name, images = array_in(file, key)
+    except MissingArrayError as error:
+        raise ValueError(f"{error}; name one as FILE:KEY") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ValueError(f"{file}: {key or 'its array'} is {images.dtype} {images.shape}; uint8 (N, H, W, 3) is accepted")
+        raise ValueError(f"{file}: {name} is {images.dtype} {images.shape}; uint8 (N, H, W, 3) is accepted")
     return np.asarray(images)
 
 
