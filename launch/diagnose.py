@@ -29,14 +29,14 @@ from ebm.diagnose.training import short_average, spread, unguided
 from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
-from launch.build import build, place, plain
-from launch.diagnosis import record, words, write
+from launch.config.build import build, place, plain
+from launch.diagnosis.words import record, words, write
 from launch.entry import checking, run
-from launch.faults import recorded
+from launch.job.faults import recorded
 from launch.run import RunFolder
 from launch.sample import prepare
-from launch.study import key
-from launch.track import publish, tracked
+from launch.study.design import key
+from launch.tracking.track import publish, tracked
 
 ROUNDS = 3  # of prescribing and trying, at most
 
@@ -99,7 +99,7 @@ def order(diagnosis: Diagnosis) -> tuple[bool, float]:
 def drawn() -> Any:
     """The module of tables and figures; raises ValueError that names the cure where what it needs isn't installed."""
     try:
-        from launch import figure
+        from launch.diagnosis import figure
     except ImportError as error:
         raise ValueError(f"{error.name}: not installed; a diagnosis needs pip install -e '.[diagnose]'") from error
     return figure

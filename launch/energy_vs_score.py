@@ -25,10 +25,10 @@ from ebm.data import to_float
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
-from launch.point import Point
 from launch.run import RunFolder
 from launch.status import as_point
 from launch.status import read as study_of
+from launch.study.point import Point
 
 SHOWN = 25  # images in a picture
 PAGE = """# The control: an energy against a direct score

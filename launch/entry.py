@@ -22,9 +22,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from launch.faults import Refused
-from launch.job import verdict
-from launch.manual import CONFIGS, choices, manual
+from launch.config.manual import CONFIGS, choices, manual
+from launch.job.faults import Refused
+from launch.job.process import verdict
 
 if TYPE_CHECKING:
     from ebm.train.distributed import World

@@ -27,16 +27,16 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.train.distributed import World, join
-from launch.build import build, place, plain
+from launch.config.build import build, place, plain
 from launch.entry import checking, run
-from launch.evaluation import Metric, Work, digest, write
-from launch.faults import Refused, recorded
-from launch.job import STOP_SIGNALS
-from launch.preflight import meeting
+from launch.job.faults import Refused, recorded
+from launch.job.preflight import meeting
+from launch.job.process import STOP_SIGNALS
+from launch.metrics.evaluation import Metric, Work, digest, write
 from launch.run import RunFolder
 from launch.sample import agreed, prepare
 from launch.sample import name as sample_name
-from launch.track import Tracking, publish, tracked
+from launch.tracking.track import Tracking, publish, tracked
 
 QUALITY = ("fid", "kid", "is", "precision_recall")  # by what people call them, all made from the same features
 

@@ -28,11 +28,11 @@ from ebm.diagnose.reference import Reference
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
-from launch.manual import CONFIGS
+from launch.config.manual import CONFIGS
+from launch.diagnosis.story import PAGE, SECTION, STEPS, Record, conclusion
 from launch.run import RunFolder
 from launch.status import read as study_of
-from launch.story import PAGE, SECTION, STEPS, Record, conclusion
-from launch.study import key
+from launch.study.design import key
 
 SHOWN, COMPARED = 25, 64  # images in a picture and of a distance
 

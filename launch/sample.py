@@ -36,18 +36,18 @@ from ebm.sampling import batches_of
 from ebm.train.checkpoint import load
 from ebm.train.distributed import World, device_name, join
 from ebm.train.precision import Precision
-from launch.build import build, naming, place, plain, seed
-from launch.commission import Commission
-from launch.drawing import Artist, Drawn, collect, put_aside
+from launch.config.build import build, naming, place, plain, seed
+from launch.config.make import make_model
+from launch.config.settings import precision
+from launch.drawing.artist import Artist, Drawn, collect, put_aside
+from launch.drawing.commission import Commission
+from launch.drawing.task import assigned
 from launch.entry import checking, run
-from launch.faults import recorded
-from launch.job import STOP_SIGNALS
-from launch.make import make_model
-from launch.preflight import meeting
+from launch.job.faults import recorded
+from launch.job.preflight import meeting
+from launch.job.process import STOP_SIGNALS
 from launch.run import RunFolder
-from launch.settings import precision
-from launch.task import assigned
-from launch.track import publish, tracked
+from launch.tracking.track import publish, tracked
 from launch.version import version
 
 

@@ -18,9 +18,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch import cluster
-from launch.cluster import Job
-from launch.point import Point
+from launch.study import cluster
+from launch.study.cluster import Job
+from launch.study.point import Point
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
 TAIL = 32768  # bytes of a log's or a record's end that are read

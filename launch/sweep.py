@@ -13,7 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this f
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-import launch.launcher  # noqa: F401  (makes itself known to Hydra)
+import launch.study.launcher  # noqa: F401  (makes itself known to Hydra)
 from launch.entry import checking, refuse, run
 
 

@@ -25,16 +25,16 @@ from ebm.train.distributed import device_name, join
 from ebm.train.graph import NotRecordableError
 from ebm.train.metrics import Metrics
 from ebm.train.trainer import NonFiniteError, Trainer
-from launch.build import place
-from launch.clock import Start
+from launch.config.build import place
+from launch.config.make import batches, datasets, make_trainer, resolved
+from launch.config.settings import setting
 from launch.entry import checking, refuse, run
-from launch.faults import recorded, watchdog
-from launch.job import STOP_SIGNALS, node, number, verdict
-from launch.make import batches, datasets, make_trainer, resolved
-from launch.preflight import meeting, preflight, readable
+from launch.job.clock import Start
+from launch.job.faults import recorded, watchdog
+from launch.job.preflight import meeting, preflight, readable
+from launch.job.process import STOP_SIGNALS, node, number, verdict
 from launch.run import RunFolder
-from launch.settings import setting
-from launch.track import mirrored, tracked
+from launch.tracking.track import mirrored, tracked
 from launch.version import version
 
 

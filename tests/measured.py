@@ -15,8 +15,8 @@ from ebm.data.beton import write_beton
 from ebm.nets.twice import input_gradient
 from ebm.train.distributed import World
 from ebm.train.precision import Precision
-from launch.drawing import Artist
-from launch.evaluation import Work
+from launch.drawing.artist import Artist
+from launch.metrics.evaluation import Work
 
 SIZE, MEAN, STD = 8, 0.1, 0.25
 CPU = torch.device("cpu")

@@ -24,8 +24,8 @@ from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.step import Step
 from ebm.schedule import LogUniform, Single
-from launch.build import build
-from launch.manual import CONFIGS
+from launch.config.build import build
+from launch.config.manual import CONFIGS
 from launch.metrics.metropolis import Metropolis
 
 LEVEL = 0.5

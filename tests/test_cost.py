@@ -19,7 +19,7 @@ from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import heun
 from ebm.schedule import Karras
-from launch.drawing import collect, put_aside
+from launch.drawing.artist import collect, put_aside
 from launch.metrics.cost import Cost, per_image
 
 GRID = Karras(sigma_min=0.02, sigma_max=5, rho=7)
@@ -133,7 +133,7 @@ def test_passes_are_counted(model: Any, sampler: Any, forward: int, backward: in
 
 def test_joules_of_all_batches_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board(0, 1_000, 3_000, 0, 5_000, 5_500)
-    monkeypatch.setattr("launch.drawing.joule_counter", lambda device: gpu_counter(board, "GPU-1"))
+    monkeypatch.setattr("launch.drawing.artist.joule_counter", lambda device: gpu_counter(board, "GPU-1"))
     given = work(tmp_path, Score(), sampler=HEUN)
     for part in (range(0, 3), range(3, 5)):
         put_aside(tmp_path / "aside", part, given.artist)

@@ -165,7 +165,7 @@ def metric(**settings: Any) -> Density:
 
 
 def work(model: Any, objective: str = "ebm.objective.DualScoreMatching", held_out: int | None = 10) -> Any:
-    """As much of `launch.evaluation.Work` as a check reads."""
+    """As much of `launch.metrics.evaluation.Work` as a check reads."""
     schedule = {"_target_": "ebm.schedule.LogUniform", "sigma_min": 0.002, "sigma_max": 80.0}
     return SimpleNamespace(
         artist=SimpleNamespace(model=model, seed=0), train=SimpleNamespace(count=20),

@@ -16,10 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from launch import diagnose, entry, evaluate, sample, train
-from launch.build import build
+from launch.config.build import build
+from launch.config.manual import CONFIGS, choices, headed, manual
 from launch.entry import run
-from launch.job import node
-from launch.manual import CONFIGS, choices, headed, manual
+from launch.job.process import node
 
 BAD = {
     "model=unett": "model=unett: no such choice; accepted: cnn, cnn_sigma, unet, unet_full",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ebm.data.shapes import shapes
 from ebm.evaluate.extractors import Inception, Random, Source, TorchScript
 from ebm.evaluate.quality import Comparison, features_of, quality_of
-from launch.build import build
-from launch.manual import CONFIGS, choices
+from launch.config.build import build
+from launch.config.manual import CONFIGS, choices
 
 CPU = torch.device("cpu")
 FRECHET = Comparison(figures=["fid"], kid_subsets=1, kid_subset_size=2, neighbourhood=3, splits=1, halves=0, seed=0)

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from launch.manual import CONFIGS
+from launch.config.manual import CONFIGS
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

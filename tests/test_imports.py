@@ -75,7 +75,7 @@ def test_no_file_has_grown_too_long(folder: str) -> None:
     assert not {name: count for name, count in lines.items() if count > 260}
 
 
-@pytest.mark.parametrize("module", ["launch.launcher", "launch.status", "launch.epilogue", "launch.job"])
+@pytest.mark.parametrize("module", ["launch.study.launcher", "launch.status", "launch.job.epilogue", "launch.job.process"])
 def test_what_runs_on_a_login_node_stays_small(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'numpy', 'matplotlib'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

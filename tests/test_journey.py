@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from test_diagnose_entry import QUICK
 from test_study import compose, make, without_sampler
 
-from launch.manual import CONFIGS, choices
-from launch.point import Point
-from launch.story import STEPS as STORY
-from launch.story import Record, black, conclusion, frozen, noise
-from launch.study import key, sampler_of
+from launch.config.manual import CONFIGS, choices
+from launch.diagnosis.story import STEPS as STORY
+from launch.diagnosis.story import Record, black, conclusion, frozen, noise
+from launch.study.design import key, sampler_of
+from launch.study.point import Point
 
 STEPS = OmegaConf.load(CONFIGS / "sweep" / "journey.yaml").hydra.sweeper.params.experiment.split(",")
 

@@ -20,10 +20,10 @@ from ebm.data.shapes import shapes
 from ebm.evaluate.neighbours import copied, nearest, picture, ratio
 from ebm.randomness import generator
 from ebm.train.distributed import World
-from launch.build import build
-from launch.evaluation import Figures, Samples, Work
-from launch.manual import CONFIGS
+from launch.config.build import build
+from launch.config.manual import CONFIGS
 from launch.metrics import neighbours
+from launch.metrics.evaluation import Figures, Samples, Work
 from launch.metrics.neighbours import NearestNeighbours
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from ebm.data.beton import write_beton
 from ebm.data.shapes import shapes
 from ebm.evaluate.outlier_sets import MADE, STANDARD, fitted, found, standard
 from ebm.evaluate.outliers import Typical, auroc, auroc_stderr, fpr95, readings
-from launch.build import build
-from launch.manual import CONFIGS
+from launch.config.build import build
+from launch.config.manual import CONFIGS
 from launch.metrics.outliers import Outliers
 
 PHI = NormalDist().cdf

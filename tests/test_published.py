@@ -121,7 +121,7 @@ def test_curves_are_drawn_against_images_under_the_names_that_the_mirror_logs() 
     assert {panel["xAxis"] for panel in drawn} == {"images"}
     named = {name for panel in drawn for name in panel.get("metrics", [])}
     assert {"train/loss", "held_out/loss"} <= named
-    from launch.history import rows
+    from launch.tracking.history import rows
 
     records = [{"event": "calibration", "sigma": 0.5, "explained": 0.1, "slope": 1.0, "gain": 0.2, "step": 1, "images": 8},
                {"event": "loss_by_sigma", "sigma": 0.5, "loss": 1.0, "share": 0.1, "step": 1, "images": 8},

@@ -19,9 +19,9 @@ from ebm.data.shapes import shapes
 from ebm.evaluate.extractors import Extractor
 from ebm.evaluate.quality import Comparison, features_of, quality_of
 from ebm.train.distributed import World
-from launch.build import build
-from launch.evaluation import Rows, Samples, Work
-from launch.manual import CONFIGS
+from launch.config.build import build
+from launch.config.manual import CONFIGS
+from launch.metrics.evaluation import Rows, Samples, Work
 from launch.metrics.quality import Quality
 
 CPU = torch.device("cpu")

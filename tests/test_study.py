@@ -14,13 +14,14 @@ import pytest
 from conftest import ROOT, Command
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from launch import epilogue, store
-from launch.arrays import Array, plan
-from launch.checks import check
-from launch.manual import CONFIGS
-from launch.point import Point
-from launch.store import freeze
-from launch.study import key, points, split, varying
+from launch.config.manual import CONFIGS
+from launch.job import epilogue
+from launch.study import store
+from launch.study.arrays import Array, plan
+from launch.study.checks import check
+from launch.study.design import key, points, split, varying
+from launch.study.point import Point
+from launch.study.store import freeze
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:

@@ -19,11 +19,11 @@ pytest.importorskip("wandb")
 from conftest import ROOT
 from wandb_server import Server, serving
 
-from launch import cluster
+from launch.study import cluster
 from tools import sync
 from tools.offline import Segment, folders, over, pending, segments
 
-# Each start of a run as launch/mirror.py makes it, all by one process: importing wandb is what takes time.
+# Each start of a run as launch/tracking/mirror.py makes it, all by one process: importing wandb is what takes time.
 STARTS = """
 import json, os, sys
 os.environ["WANDB_SILENT"] = "true"

@@ -18,10 +18,10 @@ from PIL import Image
 
 from ebm.data import to_float
 from launch import sample
-from launch.before_after import before_after, psnr
-from launch.commission import Commission
-from launch.given import images_at
-from launch.manual import CONFIGS
+from launch.config.manual import CONFIGS
+from launch.drawing.before_after import before_after, psnr
+from launch.drawing.commission import Commission
+from launch.drawing.given import images_at
 
 SIZE = 16
 FEW = ("device=cpu", "sampler.steps=4", "task.copies=2")

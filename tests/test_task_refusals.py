@@ -15,10 +15,10 @@ from PIL import Image
 
 from ebm.energy import Energy, inner_product
 from ebm.train.precision import Precision
-from launch.build import build
-from launch.drawing import Artist
-from launch.manual import CONFIGS, choices
-from launch.task import assigned
+from launch.config.build import build
+from launch.config.manual import CONFIGS, choices
+from launch.drawing.artist import Artist
+from launch.drawing.task import assigned
 
 SIZE = 16
 

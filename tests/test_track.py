@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from wandb_server import Server, serving
 
 from ebm.train.metrics import Metrics, read
-from launch.history import Follower, rows
-from launch.track import tracked
+from launch.tracking.history import Follower, rows
+from launch.tracking.track import tracked
 
 # W&B may take its time at the end: on two loaded cores its import alone takes seconds.
 TRACKED = ["track.mode=offline", "track.project=tests", "track.finish_seconds=120", "budget.images=400", "save.every=80",

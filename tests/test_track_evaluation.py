@@ -9,14 +9,14 @@ from conftest import ONE_THREAD, ROOT
 from evaluation_records import quality, record
 from test_track import inspected, segments, summary_of
 
-from launch.history import protocol, shown
+from launch.tracking.history import protocol, shown
 
 PUBLISH = """
 import sys
 from pathlib import Path
 from omegaconf import OmegaConf
 sys.path.insert(0, sys.argv[1])
-from launch.track import publish, tracked
+from launch.tracking.track import publish, tracked
 track = {"mode": "offline", "project": "tests", "entity": None, "checkpoints": False, "start_seconds": 30, "finish_seconds": 60}
 cfg = OmegaConf.create({"n": 50_000, "track": track})
 publish(tracked(cfg), Path(sys.argv[2]), name="a run quality-heun", kind="evaluate", config=cfg)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import cluster
-from launch.point import Point
+from launch.study import cluster
+from launch.study.point import Point
 
 IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
 HEADER = 7  # bytes of a file into which nothing has been written yet
@@ -98,7 +98,7 @@ def written(place: Path, pattern: str) -> Iterator[Path]:
 
 
 def named(record: Path, pattern: str) -> Iterator[Path]:
-    """W&B's files where launch/mirror.py has noted that they lie, which WANDB_DIR may have said."""
+    """W&B's files where launch/tracking/mirror.py has noted that they lie, which WANDB_DIR may have said."""
     try:
         known = [(str(one["place"]), str(one["id"])) for one in json.loads(record.read_text(encoding="utf-8")).values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from ebm.accepted import whole
 from ebm.evaluate.power import Spent, added, joule_counter, spending
 from ebm.train.distributed import device_name
-from launch.drawing import Passes
-from launch.evaluation import Figures, Work
+from launch.drawing.artist import Passes
+from launch.metrics.evaluation import Figures, Work
 
 NFE = "passes forward through the network for an image; of an energy's, `gradients` were followed by a pass backward"
 

@@ -16,8 +16,8 @@ from ebm.evaluate.density import Normalised, anchors, energies, entropy, gaps, s
 from ebm.evaluate.likelihood import bits_per_dim
 from ebm.randomness import generator
 from ebm.schedule import LogUniform, NoiseSchedule
-from launch.build import build
-from launch.evaluation import Figures, Rows, Work
+from launch.config.build import build
+from launch.metrics.evaluation import Figures, Rows, Work
 from launch.metrics.likelihood import DEQUANTISED, chosen, source
 
 

@@ -13,7 +13,7 @@ from ebm.data.quantum import dequantised
 from ebm.evaluate.density import spectrum
 from ebm.evaluate.likelihood import Array, Flow, bits_per_dim, prior_error, rademacher, solver
 from ebm.randomness import generator
-from launch.evaluation import Figures, Rows, Work
+from launch.metrics.evaluation import Figures, Rows, Work
 
 DEQUANTISED = "uniform noise of one quantum, by image"
 LAW = 1000  # training images that the prior is held against, at most

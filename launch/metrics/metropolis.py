@@ -18,9 +18,9 @@ from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.sampling import Sampler, trajectory
 from ebm.schedule import NoiseSchedule
-from launch.drawing import Passes
-from launch.evaluation import Figures, Rows, Work
+from launch.drawing.artist import Passes
 from launch.metrics.chart import charting, png
+from launch.metrics.evaluation import Figures, Rows, Work
 
 TOLD = {
     "equal nfe": "the unadjusted sampler reads as many scores: it makes one move more at each level",

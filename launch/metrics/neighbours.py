@@ -15,7 +15,7 @@ from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.neighbours import copied, nearest, picture, ratio
 from ebm.evaluate.reference import of_dataset
 from ebm.randomness import generator
-from launch.evaluation import Figures, Rows, Work
+from launch.metrics.evaluation import Figures, Rows, Work
 from launch.metrics.quality import loaded, real_features
 
 BLOCK = 2000  # training images on the device at once

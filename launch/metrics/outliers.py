@@ -17,9 +17,9 @@ from ebm.evaluate.outlier_sets import MADE, STANDARD, found, standard
 from ebm.evaluate.outliers import Array, Typical, auroc, auroc_stderr, fpr95, readings
 from ebm.randomness import generator
 from ebm.schedule import LogUniform, NoiseSchedule
-from launch.build import build
-from launch.evaluation import Figures, Rows, Work
+from launch.config.build import build
 from launch.metrics.chart import charting, png
+from launch.metrics.evaluation import Figures, Rows, Work
 
 SCORES = {"energy": "energies", "typicality": "energies", "score_norms": "norms"}  # and what of an image they are made of
 LEARNT, REAL = "train", "held_out"

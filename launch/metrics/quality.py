@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.quality import Comparison, features_of, statistics
 from ebm.evaluate.reference import ImageSet, keep, kept, of_dataset, read
-from launch.evaluation import Figures, Rows, Work
+from launch.metrics.evaluation import Figures, Rows, Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 
 from ebm.train.distributed import World, join
 from ebm.train.trainer import Trainer
-from launch.make import make_trainer
+from launch.config.make import make_trainer
 from launch.run import RunFolder
 from tools.bench.measure import ROOT, Row, Setting, Spread, alternate, at_most, progress, ratio
 from tools.bench.subject import config, dataset

@@ -18,8 +18,8 @@ from ebm.train.distributed import World
 from ebm.train.graph import Recorded
 from ebm.train.precision import Precision
 from ebm.train.trainer import Trainer
-from launch.build import best_precision, build
-from launch.make import make_model, make_trainer, resolved
+from launch.config.build import best_precision, build
+from launch.config.make import make_model, make_trainer, resolved
 from launch.run import RunFolder
 from tools.bench.measure import ROOT
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from launch import cluster
-from launch.point import Point
+from launch.study import cluster
+from launch.study.point import Point
 from tools.review import columns, config
 from tools.review.album import Album, Share
 from tools.review.records import Problem

@@ -19,7 +19,7 @@ from wandb_workspaces import expr
 
 MOST = 6  # parameters with a panel of their own; W&B's pages grow slow with more
 WIDTH = 24  # columns of W&B's grid
-CHOSEN = "chosen"  # where launch/mirror.py keeps in W&B's config what `schedule=karras` and its like have chosen
+CHOSEN = "chosen"  # where launch/tracking/mirror.py keeps in W&B's config what `schedule=karras` and its like have chosen
 Study = dict[str, Any]
 
 

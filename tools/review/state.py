@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.cluster import Job
-from launch.point import Point
+from launch.study.cluster import Job
+from launch.study.point import Point
 from tools.review.records import Record, number, of
 
 STATES = {"COMPLETED": "done", "RUNNING": "running", "COMPLETING": "running", "SUSPENDED": "waiting", "PENDING": "waiting",

@@ -21,9 +21,9 @@ from ebm.train.metrics import Metrics
 from ebm.train.precision import Precision
 from ebm.train.trainer import Event, Trainer
 from ebm.train.work import flop_per_image, peak_of
-from launch.build import build, naming, place, seed
+from launch.config.build import build, naming, place, seed
+from launch.config.settings import cuda_graph, optimizer, precision, rules, setting, switch
 from launch.run import RunFolder
-from launch.settings import cuda_graph, optimizer, precision, rules, setting, switch
 
 
 def resolved(cfg: DictConfig, world: World) -> DictConfig:

@@ -1,4 +1,4 @@
-"""The end of a SLURM job's script, `python -m launch.epilogue <exit code of srun>`: is it over, or does it come back?
+"""The end of a SLURM job's script, `python -m launch.job.epilogue <exit code of srun>`: is it over, or does it come back?
 
 A job whose processes knew that they failed ends. Any other end (a signal to stop, a kill, a hang, a lost node) brings it
 back, unless three restarts have brought no progress. Only the standard library.
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.job import newest, node, number
+from launch.job.process import newest, node, number
 
 RESTARTS = 3  # without progress
 

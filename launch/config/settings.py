@@ -12,7 +12,7 @@ from ebm.data.stream import known
 from ebm.train.budget import Budget
 from ebm.train.distributed import known_device
 from ebm.train.precision import DTYPES
-from launch.build import best_precision, build, naming, plain, seed
+from launch.config.build import best_precision, build, naming, plain, seed
 
 SETTINGS: dict[str, tuple[type, float | None]] = {  # kind and least value
     "compile": (bool, None), "data.flip": (bool, None), "data.dequantise": (bool, None), "data.loader": (str, None),

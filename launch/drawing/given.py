@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ebm.data import sources
-from launch.build import naming
+from launch.config.build import naming
 
 COLOURS = 3  # the data are RGB, and so is what is read here: a grey image has three equal channels
 

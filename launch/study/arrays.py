@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.point import Point
+from launch.study.point import Point
 
 
 @dataclass

@@ -17,10 +17,10 @@ from ebm.composition import composed
 from ebm.constraint import BlockMean, ChannelMean, Constraint, KnownPixels, Measurement
 from ebm.data import to_float
 from ebm.randomness import generator
-from launch.build import build, naming
-from launch.commission import Cleaning, Commission, Completion, Composition, Restoration
-from launch.drawing import Artist
-from launch.given import COLOURS, box_in, images_at, mask_at
+from launch.config.build import build, naming
+from launch.drawing.artist import Artist
+from launch.drawing.commission import Cleaning, Commission, Completion, Composition, Restoration
+from launch.drawing.given import COLOURS, box_in, images_at, mask_at
 
 Prepare = Callable[[DictConfig], tuple[Artist, int]]
 

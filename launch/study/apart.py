@@ -11,7 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def checking_apart() -> Iterator[Callable[[str, str], Any]]:
-    """`launch.checks.check` in a process that has begun to load PyTorch and ends with the context; raises what it raises."""
+    """`checks.check` in a process that has begun to load PyTorch and ends with the context; raises what it raises."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         pool.submit(_check, "", "")
 
@@ -25,6 +25,6 @@ def checking_apart() -> Iterator[Callable[[str, str], Any]]:
 
 
 def _check(kind: str, text: str) -> Any:
-    from launch.checks import check
+    from launch.study.checks import check
 
     return check(kind, text) if kind else None

@@ -14,7 +14,7 @@ from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from launch.submit import Study
+from launch.study.submit import Study
 
 
 @dataclass

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.job import newest
+from launch.job.process import newest
 
 
 @dataclass(frozen=True)

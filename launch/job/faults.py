@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ebm.files import write_atomically
-from launch.job import node, start, verdict
+from launch.job.process import node, start, verdict
 
 
 class Refused(SystemExit):

@@ -25,7 +25,7 @@ from ebm.files import write_atomically
 from ebm.sampling import batches_of
 from ebm.train.distributed import World, device_name
 from launch import sample
-from launch.drawing import Artist, collect, put_aside
+from launch.drawing.artist import Artist, collect, put_aside
 from launch.entry import checking
 from launch.version import version
 

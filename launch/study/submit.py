@@ -20,15 +20,15 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
 from ebm.train.budget import share_of
-from launch.apart import checking_apart
-from launch.arrays import Array, plan
-from launch.cluster import array_limit, available, queued
-from launch.here import here
-from launch.identity import flat
-from launch.job import STOP_SIGNALS, Task, become
-from launch.point import Point, quoted
-from launch.store import fresh, frozen, holder, locked
-from launch.study import points
+from launch.config.identity import flat
+from launch.job.process import STOP_SIGNALS, Task, become
+from launch.study.apart import checking_apart
+from launch.study.arrays import Array, plan
+from launch.study.cluster import array_limit, available, queued
+from launch.study.design import points
+from launch.study.here import here
+from launch.study.point import Point, quoted
+from launch.study.store import fresh, frozen, holder, locked
 
 
 @dataclass(kw_only=True)
@@ -180,7 +180,7 @@ class Study:
                         f'export EBM_JOB={jobs}/$SLURM_JOB_ID; mkdir -p "$EBM_JOB"; rm -f "$EBM_JOB/verdict"',
                         f"export EBM_STUDY={shlex.quote(self.folder.name)}",
                         '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK']
-        own["teardown"] = [f"exec {shlex.quote(sys.executable)} -m launch.epilogue $?"]
+        own["teardown"] = [f"exec {shlex.quote(sys.executable)} -m launch.job.epilogue $?"]
         common = {*OmegaConf.structured(BaseQueueConf).keys()}
         return {name if name in common else f"slurm_{name}": value for name, value in own.items()}
 
@@ -220,7 +220,7 @@ class Study:
 
 
 def python_blocking_signals() -> str:
-    """The interpreter's command, such that no signal is lost or kills before `launch/job.py` has taken over."""
+    """The interpreter's command, such that no signal is lost or kills before `launch/job/process.py` has taken over."""
     block = ["env", *(f"--block-signal={number.name.removeprefix('SIG')}" for number in STOP_SIGNALS)]
     works = subprocess.run([*block, "true"], capture_output=True, check=False).returncode == 0  # coreutils 8.31 or newer
     return shlex.join([*(block if works else []), sys.executable])

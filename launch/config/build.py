@@ -18,7 +18,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from launch.manual import choices
+from launch.config.manual import choices
 
 SCALARS = (int, float, bool, str, type(None))
 

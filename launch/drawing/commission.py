@@ -19,8 +19,8 @@ from ebm.denoising import denoising
 from ebm.randomness import generator
 from ebm.samplers.step import ScoreModel, Step
 from ebm.sampling import trajectory
-from launch.before_after import PAPER, before_after, psnr
-from launch.drawing import Artist
+from launch.drawing.artist import Artist
+from launch.drawing.before_after import PAPER, before_after, psnr
 
 SHOWN = 8  # copies in the picture, at most
 

@@ -81,7 +81,7 @@ def capital(text: str) -> str:
 
 def write(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, *, folder: Path) -> None:
     """Writes diagnosis.json, diagnosis.txt and diagnosis.png into ``folder``."""
-    from launch.figure import draw  # needs matplotlib
+    from launch.diagnosis.figure import draw  # needs matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

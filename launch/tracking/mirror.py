@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Weights & Biases beside a run, W&B's side: mirrors the run's metrics.jsonl until the run says how it has ended.
 
-`launch/track.py` starts it and writes two lines of JSON to its standard input, what is to be mirrored and, at the end, how
-it went; an end without a word is a kill. Nothing here can reach the run.
+`launch/tracking/track.py` starts it and writes two lines of JSON to its standard input, what is to be mirrored and, at the end,
+how it went; an end without a word is a kill. Nothing here can reach the run.
 """
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ebm.files import write_atomically
-from launch.history import Follower, last_step, protocol, shown
+from launch.tracking.history import Follower, last_step, protocol, shown
 from launch.version import changes, commit, version
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from launch.identity import flat, is_free
-from launch.manual import CONFIGS
-from launch.point import Point
+from launch.config.identity import flat, is_free
+from launch.config.manual import CONFIGS
+from launch.study.point import Point
 
 STUDY = ("dry", "cluster", "sweep", "store", "code", "report")  # keys of configs/sweep.yaml that are no run's
 

@@ -11,11 +11,11 @@ from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import batches_of, trajectory
 from ebm.train.distributed import known_device
-from launch.build import build, naming, plain, seed
+from launch.config.build import build, naming, plain, seed
+from launch.config.make import datasets
+from launch.config.settings import check_settings, precision
 from launch.entry import asked_for
-from launch.make import datasets
-from launch.settings import check_settings, precision
-from launch.track import tracked
+from launch.tracking.track import tracked
 
 
 def check(kind: str, text: str) -> tuple[str, int, int] | None:

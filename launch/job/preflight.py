@@ -12,7 +12,7 @@ import torch
 
 from ebm.data import Dataset
 from ebm.train.distributed import MissingPeersError, World
-from launch.job import node, verdict
+from launch.job.process import node, verdict
 
 PROBE = 4 << 20  # bytes written to measure the speed of the run's disk
 

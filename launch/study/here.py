@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import submitit
 from tqdm import tqdm
 
-from launch.job import become
-from launch.point import Point
+from launch.job.process import become
+from launch.study.point import Point
 
 if TYPE_CHECKING:
-    from launch.submit import Study
+    from launch.study.submit import Study
 
 
 def here(study: Study) -> bool:

@@ -1,4 +1,4 @@
-"""Inside a SLURM job: a task becomes the entry it stands for, and leaves a verdict that `launch/epilogue.py` reads.
+"""Inside a SLURM job: a task becomes the entry it stands for, and leaves a verdict that `launch/job/epilogue.py` reads.
 
 Only the standard library: this is imported before anything else may go wrong.
 """

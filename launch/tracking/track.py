@@ -18,9 +18,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from launch.build import plain
-from launch.faults import Refused
-from launch.job import node, number
+from launch.config.build import plain
+from launch.job.faults import Refused
+from launch.job.process import node, number
 
 MODES = ("auto", "online", "offline", "disabled")
 ALIASES = {"": "auto", "dryrun": "offline", "run": "online", "shared": "online"}  # W&B's older and other words
