@@ -33,7 +33,7 @@ from launch.config.build import build, place, plain
 from launch.diagnosis.words import record, words, write
 from launch.entry import checking, run
 from launch.job.faults import recorded
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
 from launch.sample import prepare
 from launch.study.design import key
 from launch.tracking.track import publish, tracked

@@ -25,7 +25,7 @@ from ebm.data import to_float
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
 from launch.status import as_point
 from launch.status import read as study_of
 from launch.study.point import Point

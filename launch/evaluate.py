@@ -33,7 +33,7 @@ from launch.job.faults import Refused, recorded
 from launch.job.preflight import meeting
 from launch.job.process import STOP_SIGNALS
 from launch.metrics.evaluation import Metric, Work, digest, write
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
 from launch.sample import agreed, prepare
 from launch.sample import name as sample_name
 from launch.tracking.track import Tracking, publish, tracked

@@ -30,7 +30,7 @@ from ebm.pictures import save_grid
 from ebm.train.metrics import read
 from launch.config.manual import CONFIGS
 from launch.diagnosis.story import PAGE, SECTION, STEPS, Record, conclusion
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
 from launch.status import read as study_of
 from launch.study.design import key
 

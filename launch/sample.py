@@ -32,12 +32,11 @@ from tqdm import tqdm
 from ebm.data import to_float
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
+from ebm.precision import Precision
 from ebm.sampling import batches_of
 from ebm.train.checkpoint import load
 from ebm.train.distributed import World, device_name, join
-from ebm.train.precision import Precision
 from launch.config.build import build, naming, place, plain, seed
-from launch.config.make import make_model
 from launch.config.settings import precision
 from launch.drawing.artist import Artist, Drawn, collect, put_aside
 from launch.drawing.commission import Commission
@@ -46,9 +45,10 @@ from launch.entry import checking, run
 from launch.job.faults import recorded
 from launch.job.preflight import meeting
 from launch.job.process import STOP_SIGNALS
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
+from launch.run.make import make_model
+from launch.run.version import version
 from launch.tracking.track import publish, tracked
-from launch.version import version
 
 
 def main(cfg: DictConfig) -> None:

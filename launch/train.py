@@ -26,16 +26,16 @@ from ebm.train.graph import NotRecordableError
 from ebm.train.metrics import Metrics
 from ebm.train.trainer import NonFiniteError, Trainer
 from launch.config.build import place
-from launch.config.make import batches, datasets, make_trainer, resolved
 from launch.config.settings import setting
 from launch.entry import checking, refuse, run
 from launch.job.clock import Start
 from launch.job.faults import recorded, watchdog
 from launch.job.preflight import meeting, preflight, readable
 from launch.job.process import STOP_SIGNALS, node, number, verdict
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
+from launch.run.make import batches, datasets, make_trainer, resolved
+from launch.run.version import version
 from launch.tracking.track import mirrored, tracked
-from launch.version import version
 
 
 def main(cfg: DictConfig) -> None:

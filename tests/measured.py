@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ebm.data import Dataset
 from ebm.data.beton import write_beton
 from ebm.nets.twice import input_gradient
+from ebm.precision import Precision
 from ebm.train.distributed import World
-from ebm.train.precision import Precision
 from launch.drawing.artist import Artist
 from launch.metrics.evaluation import Work
 

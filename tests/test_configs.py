@@ -14,8 +14,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ebm.energy import Energy, check_shapes
 from ebm.sampling import trajectory
 from launch.config.build import build
-from launch.config.identity import difference
 from launch.config.manual import CONFIGS, choices
+from launch.run.identity import difference
 
 SHAPE = (3, 16, 16)
 SMALL = {"cnn": ["model.network.width=8"], "unet": ["model.network.width=16", "model.network.blocks=1"]}

@@ -12,12 +12,12 @@ from torch import Tensor
 from ebm.diagnose.calibration import calibrate
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import data_range, rounding_floor, sample_range, short_average, spread, unguided
+from ebm.precision import Precision
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.langevin import langevin
 from ebm.samplers.ode import dpm_solver_pp_2m
 from ebm.schedule import LogUniform
 from ebm.train.ema import Halflife, PowerFunction
-from ebm.train.precision import Precision
 
 
 class Walled:

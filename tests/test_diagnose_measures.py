@@ -16,8 +16,8 @@ from ebm.diagnose.curvature import curvature
 from ebm.diagnose.ladder import overlap
 from ebm.diagnose.plan import attempt
 from ebm.diagnose.reference import Reference
+from ebm.precision import Precision
 from ebm.samplers.langevin import langevin
-from ebm.train.precision import Precision
 
 
 def source(seed: int = 0) -> torch.Generator:

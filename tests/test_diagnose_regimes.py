@@ -11,12 +11,12 @@ from test_samplers import EVERY, gaussian, mixture
 from torch import Tensor
 
 from ebm.diagnose.doctor import Diagnosis, Doctor, Effort
+from ebm.precision import Precision
 from ebm.samplers.annealed import annealed_langevin, predictor_corrector
 from ebm.samplers.langevin import gradient_descent, langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import dpm_solver_pp_2m, heun
 from ebm.schedule import Karras, LogUniform
-from ebm.train.precision import Precision
 
 EFFORT = Effort(samples=16, calibration=32, levels=2, states=4, curvature=2, iterations=12, components=64)
 NEAR, FAR = LogUniform(sigma_min=0.02, sigma_max=10), Karras(sigma_min=0.02, sigma_max=50, rho=7)

@@ -18,12 +18,12 @@ from ebm.energy import Energy, inner_product
 from ebm.nets import fused
 from ebm.nets.unet import UNet
 from ebm.objective import EDM, DenoisingScoreMatching
+from ebm.precision import Precision
 from ebm.schedule import LogUniform
 from ebm.train.budget import Budget
 from ebm.train.distributed import World
 from ebm.train.ema import Average, PowerFunction
 from ebm.train.graph import Recorded
-from ebm.train.precision import Precision
 from ebm.train.rate import Constant
 from ebm.train.trainer import Trainer
 

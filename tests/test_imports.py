@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,19 @@ def imported(source: str, package: str) -> set[str]:
         elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func) and node.args:
             names |= {str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)}
     return {name.split(".")[0] for name in names}
+
+
+def neighbours(source: str, folder: str) -> set[str]:
+    """The rooms of ``folder``, its folders and the modules beside them, from which ``source`` imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == folder:
+            names |= {f"{folder}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith(f"{folder}.")}
 
 
 def sources(folder: str) -> list[Path]:
@@ -61,6 +75,16 @@ def test_no_import_runs_back(folder: str) -> None:
 def test_every_way_of_importing_is_seen(source: str) -> None:
     assert "hydra" in imported(source, "ebm")
     assert "hydra" not in imported("from . import hydra\nimport ebm.hydra\nhydra = 'hydra'", "ebm")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_two_rooms_need_each_other(folder: str) -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in sources(folder):
+        room = path.relative_to(ROOT / folder).with_suffix("").parts[0]
+        rooms.setdefault(room, set()).update(neighbours(path.read_text(encoding="utf-8"), folder) - {room})
+    assert sum(map(len, rooms.values())) > 3, "no imports were found"
+    graphlib.TopologicalSorter(rooms).prepare()  # raises CycleError, which names them
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

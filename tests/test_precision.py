@@ -13,7 +13,7 @@ from ebm.energy import Energy, pooled
 from ebm.nets.cnn import CNN
 from ebm.nets.unet import UNet
 from ebm.objective import EDM, DenoisingScoreMatching
-from ebm.train.precision import Precision
+from ebm.precision import Precision
 
 CPU = torch.device("cpu")
 SIGMAS = torch.tensor([0.02, 0.1, 0.5, 3.0, 20.0])

@@ -3,7 +3,12 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import tarfile
+import threading
 import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -117,22 +122,67 @@ def test_npz_refuses_and_lists_the_arrays(tmp_path: Path) -> None:
         npz(tmp_path / "c.npz", key="x")
 
 
-def test_cifar10_finds_the_folder_and_says_when_it_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def made_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Four images in CIFAR-10's files and with their sums, (4, 32, 32, 3)."""
     from torchvision.datasets import CIFAR10
 
-    with pytest.raises(FileNotFoundError, match="no intact cifar-10-batches-py there"):
-        next(cifar10(tmp_path, train=True, download=False).images())
-    planes, base = noise(4, 3, 32, 32), tmp_path / "cifar-10-batches-py"
-    base.mkdir()
+    planes, base = noise(4, 3, 32, 32), folder / "cifar-10-batches-py"
+    base.mkdir(parents=True)
     for name, content in (("data", {"data": planes.reshape(4, -1), "labels": [0] * 4}), ("meta", {"names": ["a"]})):
         (base / name).write_bytes(pickle.dumps(content))
     md5 = {name: hashlib.md5((base / name).read_bytes()).hexdigest() for name in ("data", "meta")}
     monkeypatch.setattr(CIFAR10, "train_list", [["data", md5["data"]]])
     monkeypatch.setattr(CIFAR10, "test_list", [])
     monkeypatch.setattr(CIFAR10, "meta", {"filename": "meta", "key": "names", "md5": md5["meta"]})
+    return planes.transpose(0, 2, 3, 1)
+
+
+def test_cifar10_finds_the_folder_and_says_when_it_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="no intact cifar-10-batches-py there"):
+        next(cifar10(tmp_path, train=True, download=False).images())
+    pixels, base = made_batches(tmp_path, monkeypatch), tmp_path / "cifar-10-batches-py"
     for root in (tmp_path, base):
-        images = np.stack(list(cifar10(root, train=True, download=False).images()))
-        np.testing.assert_array_equal(images, planes.transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(np.stack(list(cifar10(root, train=True, download=False).images())), pixels)
     (base / "data").write_bytes(b"damaged")
     with pytest.raises(FileNotFoundError, match="no intact"):
         next(cifar10(tmp_path, train=True, download=False).images())
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address under which it can be fetched."""
+
+    class Silent(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "served").mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(tmp_path / "served"))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_cifar10_is_fetched_whole_or_not_at_all(
+        served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published archive's place is taken by a made one, which goes the same way: over HTTP, its MD5, its files' MD5."""
+    from torchvision.datasets import CIFAR10
+
+    there, address = served
+    pixels = made_batches(tmp_path / "made", monkeypatch)
+    with tarfile.open(there / CIFAR10.filename, "w:gz") as archive:
+        archive.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
+    content = (there / CIFAR10.filename).read_bytes()
+    monkeypatch.setattr(CIFAR10, "url", f"{address}/{CIFAR10.filename}")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / CIFAR10.filename).write_bytes(content[:100])  # what a kill has left
+    np.testing.assert_array_equal(np.stack(list(cifar10(home, train=True, download=True).images())), pixels)
+    (there / CIFAR10.filename).write_bytes(content[:-1] + b"x")
+    with pytest.raises(FileNotFoundError, match=r"none to be fetched \(.*corrupted"):
+        next(cifar10(tmp_path / "other", train=True, download=True).images())
+    (there / CIFAR10.filename).unlink()
+    with pytest.raises(FileNotFoundError, match=r"none to be fetched \(.*404"):
+        next(cifar10(tmp_path / "third", train=True, download=True).images())
+    assert not (tmp_path / "third" / "cifar-10-batches-py").exists()

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ebm.energy import Energy, inner_product
-from ebm.train.precision import Precision
+from ebm.precision import Precision
 from launch.config.build import build
 from launch.config.manual import CONFIGS, choices
 from launch.drawing.artist import Artist

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ebm.energy import Energy, pooled
 from ebm.nets.cnn import CNN
 from ebm.objective import EDM, DenoisingScoreMatching
+from ebm.precision import Precision
 from ebm.schedule import LogUniform
 from ebm.train.budget import Budget
 from ebm.train.distributed import World, join
 from ebm.train.ema import Average, PowerFunction
-from ebm.train.precision import Precision
 from ebm.train.rate import Constant
 from ebm.train.trainer import Event, NonFiniteError, Trainer
 

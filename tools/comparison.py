@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from launch.config.identity import flat
+from launch.run.identity import flat
 from tools.review.collect import opened, points
 from tools.review.direction import direction
 from tools.review.evaluations import Evaluation, differing, found, protocols, read, shortened

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ebm.data.quantum import QUANTUM
+from ebm.precision import Precision
 from ebm.samplers.step import ScoreModel
-from ebm.train.precision import Precision
 
 GREY = QUANTUM  # what is smaller no image file shows
 

@@ -18,10 +18,10 @@ from ebm.diagnose.record import EnergyOf, Path, StepRecord, follow
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import data_range, rounding_floor, sample_range
 from ebm.diagnose.verdict import judge
+from ebm.precision import Precision
 from ebm.randomness import generator, image_generators, normal_like
 from ebm.samplers.langevin import sigma_of
 from ebm.samplers.step import EnergyModel, ScoreModel, Step
-from ebm.train.precision import Precision
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ebm.objective import DenoisingScoreMatching
+from ebm.precision import Precision
 from ebm.randomness import generator
 from ebm.schedule import NoiseSchedule
 from ebm.train.budget import Budget
@@ -20,7 +21,6 @@ from ebm.train.distributed import Lagged, World
 from ebm.train.ema import Average
 from ebm.train.graph import Recorded
 from ebm.train.meter import Meter, by_sigma
-from ebm.train.precision import Precision
 from ebm.train.rate import LearningRate
 
 # Steps in a row that fp16's scaler may skip: as many halvings take its scale of 2^16 to where no gradient is left.

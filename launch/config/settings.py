@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig
 
 from ebm.data.stream import known
+from ebm.precision import DTYPES
 from ebm.train.budget import Budget
 from ebm.train.distributed import known_device
-from ebm.train.precision import DTYPES
 from launch.config.build import best_precision, build, naming, plain, seed
 
 SETTINGS: dict[str, tuple[type, float | None]] = {  # kind and least value

@@ -18,9 +18,9 @@ from ebm.data import to_uint8
 from ebm.energy import Preconditioned
 from ebm.evaluate.power import added, joule_counter, spending
 from ebm.files import write_atomically
+from ebm.precision import Precision
 from ebm.samplers.step import Step
 from ebm.sampling import Sampler, batches_of, trajectory
-from ebm.train.precision import Precision
 
 ROWS, FRAMES = 8, 16  # images and steps of a trajectory's picture, at most
 FILM = "trajectory.png"

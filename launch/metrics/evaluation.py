@@ -27,7 +27,7 @@ from ebm.train.distributed import World, device_name
 from launch import sample
 from launch.drawing.artist import Artist, collect, put_aside
 from launch.entry import checking
-from launch.version import version
+from launch.run.version import version
 
 Rows = dict[str, NDArray[Any]]
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from ebm.energy import Preconditioned, check_shapes
 from ebm.sampling import batches_of, trajectory
 from ebm.train.distributed import known_device
 from launch.config.build import build, naming, plain, seed
-from launch.config.make import datasets
 from launch.config.settings import check_settings, precision
 from launch.entry import asked_for
+from launch.run.make import datasets
 from launch.tracking.track import tracked
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from launch.config.identity import flat, is_free
 from launch.config.manual import CONFIGS
+from launch.run.identity import flat, is_free
 from launch.study.point import Point
 
 STUDY = ("dry", "cluster", "sweep", "store", "code", "report")  # keys of configs/sweep.yaml that are no run's

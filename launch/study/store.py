@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.run.version import CHANGES, COMMIT, ROOT, changes, commit
 from launch.study.point import Point
-from launch.version import CHANGES, COMMIT, ROOT, changes, commit
 
 CODE = ("ebm", "launch", "configs", "setup.cfg", "setup.py")  # what decides a run's result, besides config and data
 

@@ -20,8 +20,8 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
 from ebm.train.budget import share_of
-from launch.config.identity import flat
 from launch.job.process import STOP_SIGNALS, Task, become
+from launch.run.identity import flat
 from launch.study.apart import checking_apart
 from launch.study.arrays import Array, plan
 from launch.study.cluster import array_limit, available, queued

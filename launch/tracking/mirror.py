@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ebm.files import write_atomically
+from launch.run.version import changes, commit, version
 from launch.tracking.history import Follower, last_step, protocol, shown
-from launch.version import changes, commit, version
 
 if TYPE_CHECKING:
     import wandb

@@ -13,8 +13,8 @@ import torch
 
 from ebm.train.distributed import World, join
 from ebm.train.trainer import Trainer
-from launch.config.make import make_trainer
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
+from launch.run.make import make_trainer
 from tools.bench.measure import ROOT, Row, Setting, Spread, alternate, at_most, progress, ratio
 from tools.bench.subject import config, dataset
 

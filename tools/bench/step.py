@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ebm.train.precision import Precision
+from ebm.precision import Precision
 from tools.bench.measure import Row, Setting, Spread, alternate, at_most, counted, fresh, progress, ratio
 from tools.bench.subject import model, noisy, precisions, step
 

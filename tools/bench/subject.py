@@ -14,13 +14,13 @@ from ebm.data.beton import write_beton
 from ebm.data.shapes import shapes
 from ebm.energy import Preconditioned
 from ebm.objective import DenoisingScoreMatching
+from ebm.precision import Precision
 from ebm.train.distributed import World
 from ebm.train.graph import Recorded
-from ebm.train.precision import Precision
 from ebm.train.trainer import Trainer
 from launch.config.build import best_precision, build
-from launch.config.make import make_model, make_trainer, resolved
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
+from launch.run.make import make_model, make_trainer, resolved
 from tools.bench.measure import ROOT
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebm.train.precision import DTYPES
+from ebm.precision import DTYPES
 from tools.bench.measure import Row, Setting, Spread, alternate, at_least, counted, progress, ratio
 from tools.bench.subject import config, dataset, noisy, precisions, step, trainer, training
 

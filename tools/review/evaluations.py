@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launch.config.identity import flat
+from launch.run.identity import flat
 from tools.review.doctor import load
 from tools.review.records import Problem, number
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launch.config.identity import flat
+from launch.run.identity import flat
 from tools.review.album import Album, Grid, Share, measured, square
 from tools.review.curves import short
 from tools.review.doctor import diagnoses, load

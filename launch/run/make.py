@@ -11,6 +11,7 @@ from ebm.data.order import share
 from ebm.data.quantum import dequantised_batches
 from ebm.data.stream import through_ffcv
 from ebm.energy import Preconditioned, check_shapes
+from ebm.precision import Precision
 from ebm.sampling import trajectory
 from ebm.train.budget import Budget
 from ebm.train.distributed import World
@@ -18,12 +19,11 @@ from ebm.train.ema import Average
 from ebm.train.events import Log, Preview, Save
 from ebm.train.held_out import Calibrated, Energies, HeldOut
 from ebm.train.metrics import Metrics
-from ebm.train.precision import Precision
 from ebm.train.trainer import Event, Trainer
 from ebm.train.work import flop_per_image, peak_of
 from launch.config.build import build, naming, place, seed
 from launch.config.settings import cuda_graph, optimizer, precision, rules, setting, switch
-from launch.run import RunFolder
+from launch.run.folder import RunFolder
 
 
 def resolved(cfg: DictConfig, world: World) -> DictConfig:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ebm.files import write_atomically
 from ebm.train.checkpoint import Checkpoints
-from launch.config.identity import difference
+from launch.run.identity import difference
 
 
 @dataclass(frozen=True)

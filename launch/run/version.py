@@ -4,7 +4,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMIT, CHANGES = "commit.txt", "changes.diff"  # beside frozen code: what it was frozen from
 
 
