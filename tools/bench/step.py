@@ -6,16 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ebm.precision import Precision
 from tools.bench.measure import Row, Setting, Spread, alternate, at_most, counted, fresh, progress, ratio
-from tools.bench.subject import model, noisy, precisions, step
+from tools.bench.subject import model, noisy, precisions, recorded, step
 
 TITLE = "The cost of an energy"
 NOTE = ("`model=unet` against `model=unet_score`, and `unet_full` against `unet_full_score`: one network and one "
         "preconditioning, as energy and as direct score; a step is forward and backward of the denoising loss. In forward "
         "passes a step costs 6 against 3 and ∇E 2 against 1, so 2.0 is the floor of all time ratios. Memory is the peak of a "
-        "step of `unet` above what stood before it: {method}.")
+        "step of `unet` above what stood before it: {method}. On a GPU both sides are recorded as CUDA graphs, as training's "
+        "step is; sampling launches ∇E from Python, which takes longer where images are few.")
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc reads it when a process starts
 METHOD = {
     "cpu": "resident memory of a fresh process (VmHWM in /proc, with MALLOC_MMAP_THRESHOLD_=65536, so that what is freed "
@@ -63,12 +65,19 @@ def times(name: str, label: str, batch: int, precision: str, setting: Setting) -
 
 
 def evaluation(model: torch.nn.Module, *, batch: int, precision: str, device: torch.device) -> Callable[[], None]:
-    """The model's score without gradients: ∇E of an energy, one forward pass of a direct score."""
-    mode, (x, sigma) = Precision(name=precision), noisy(batch, device=device)
+    """The model's score without gradients: ∇E of an energy, one forward pass of a direct score; on a GPU recorded as a CUDA
+    graph, as a step is, since launching it takes longer than the work."""
+    mode, inputs = Precision(name=precision), noisy(batch, device=device)
+
+    def work(x: Tensor, sigma: Tensor) -> Tensor:
+        with torch.no_grad(), mode.autocast(device):
+            score: Tensor = model(x, sigma)
+        return score
+
+    score = recorded(work, model, [])
 
     def once() -> None:
-        with torch.no_grad(), mode.autocast(device):
-            model(x, sigma)
+        score(*inputs)
 
     return once
 

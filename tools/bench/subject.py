@@ -1,13 +1,13 @@
 """What is measured: the project's own configs, models and trainer, built as `launch/train.py` builds them."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebm.data import Dataset
 from ebm.data.beton import write_beton
@@ -56,14 +56,19 @@ def step(model: Preconditioned, *, batch: int, precision: str, device: torch.dev
         losses.mean().backward()
         return losses.detach()
 
-    compiled = model._compiled_call_impl is not None
-    gradients = Recorded(work, [*model.parameters()]) if device.type == "cuda" and not compiled else work
+    gradients = recorded(work, model, [*model.parameters()])
 
     def once() -> None:
         gradients(x, sigma, noise)
         model.zero_grad()
 
     return once
+
+
+def recorded(work: Callable[..., Tensor], model: nn.Module, parameters: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """The model's work as it is on a CPU or compiled, and on a GPU as a CUDA graph, with these parameters' gradients."""
+    compiled, on_gpu = model._compiled_call_impl is not None, next(model.parameters()).is_cuda
+    return Recorded(work, parameters) if on_gpu and not compiled else work
 
 
 def noisy(batch: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
