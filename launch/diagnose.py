@@ -30,12 +30,12 @@ from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
 from launch.config.build import build, place, plain
+from launch.config.override import key
 from launch.diagnosis.words import record, words, write
+from launch.drawing.sampling import prepare
 from launch.entry import checking, run
 from launch.job.faults import recorded
 from launch.run.folder import RunFolder
-from launch.sample import prepare
-from launch.study.design import key
 from launch.tracking.track import publish, tracked
 
 ROUNDS = 3  # of prescribing and trying, at most
@@ -51,14 +51,14 @@ def main(cfg: DictConfig) -> None:
         with checking():
             timeout = plain(cfg, "timeout_seconds", float, least=1)
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout, peers_seconds=timeout))
-            drawing = drawn()
+            figure = figures()
             if world.size > 1:
                 raise ValueError(f"processes: {world.size} are not accepted; a diagnosis takes one, without torchrun")
         start = time.perf_counter()
         with checking(world):
             tracking = tracked(cfg)
             again = plain(cfg, "try", bool)
-            doctor, sampler, about = consulted(cfg, world, stack.enter_context(drawing.progress()))
+            doctor, sampler, about = consulted(cfg, world, stack.enter_context(figure.progress()))
             Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
         with checking():
             before = doctor.diagnose(sampler)
@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         about |= {"seconds": round(time.perf_counter() - start, 1)}
         content = record(before, after, about=about | {"tried": tried}, training=failings(cfg, doctor.images))
         write(content, before, after, folder=Path(cfg.out))
-        drawing.show(content, words(content), Path(cfg.out))
+        figure.show(content, words(content), Path(cfg.out))
         name = f"{Path(cfg.run).resolve().name} {content['sampler']} diagnosis"
         publish(tracking, Path(cfg.out) / "diagnosis.json", name=name, kind="diagnose", config=cfg)
 
@@ -96,7 +96,7 @@ def order(diagnosis: Diagnosis) -> tuple[bool, float]:
     return diagnosis.verdicts != ["healthy"], diagnosis.facts.path.records[-1].distance
 
 
-def drawn() -> Any:
+def figures() -> Any:
     """The module of tables and figures; raises ValueError that names the cure where what it needs isn't installed."""
     try:
         from launch.diagnosis import figure

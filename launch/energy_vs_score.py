@@ -26,9 +26,8 @@ from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
 from launch.run.folder import RunFolder
-from launch.status import as_point
-from launch.status import read as study_of
-from launch.study.point import Point
+from launch.study.point import Point, as_point
+from launch.study.point import read as study_of
 
 SHOWN = 25  # images in a picture
 PAGE = """# The control: an energy against a direct score

@@ -27,18 +27,17 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.train.distributed import World, join
-from launch.config.build import build, place, plain
+from launch.config.build import place, plain
+from launch.drawing.sampling import agreed, prepare
+from launch.drawing.sampling import name as sample_name
 from launch.entry import checking, run
 from launch.job.faults import Refused, recorded
 from launch.job.preflight import meeting
 from launch.job.process import STOP_SIGNALS
+from launch.metrics.chosen import chosen
 from launch.metrics.evaluation import Metric, Work, digest, write
 from launch.run.folder import RunFolder
-from launch.sample import agreed, prepare
-from launch.sample import name as sample_name
 from launch.tracking.track import Tracking, publish, tracked
-
-QUALITY = ("fid", "kid", "is", "precision_recall")  # by what people call them, all made from the same features
 
 
 def main(cfg: DictConfig) -> None:
@@ -71,26 +70,6 @@ def main(cfg: DictConfig) -> None:
         if world.is_main and cfg.label is not None:
             done = json.dumps([path.name for path in paths]).encode()
             write_atomically(Path(cfg.out) / f"evaluation-{cfg.label}.json", done)
-
-
-def chosen(cfg: DictConfig) -> dict[str, Metric]:
-    """The metrics asked for, built; raises ValueError that names what is accepted."""
-    asked = plain_names(cfg)
-    figures = [name for name in asked if name in QUALITY]
-    settings = OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor})
-    if figures and "quality" not in asked:
-        settings.metric.quality.figures = figures
-    names = dict.fromkeys("quality" if name in QUALITY else name for name in asked)
-    return {name: build(settings.metric[name], key=f"metric.{name}") for name in names}
-
-
-def plain_names(cfg: DictConfig) -> list[str]:
-    """The names in `metrics`."""
-    asked = OmegaConf.to_container(cfg.metrics) if OmegaConf.is_list(cfg.metrics) else cfg.metrics
-    accepted = [*map(str, cfg.metric), *QUALITY]
-    if not isinstance(asked, list) or not asked or not all(name in accepted for name in asked):
-        raise ValueError(f"metrics: {asked!r} is not accepted; it must be a list of {', '.join(accepted)}")
-    return asked
 
 
 def prepared(cfg: DictConfig, world: World) -> Work:

@@ -29,10 +29,10 @@ from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
 from launch.config.manual import CONFIGS
+from launch.config.override import key
 from launch.diagnosis.story import PAGE, SECTION, STEPS, Record, conclusion
 from launch.run.folder import RunFolder
-from launch.status import read as study_of
-from launch.study.design import key
+from launch.study.point import read as study_of
 
 SHOWN, COMPARED = 25, 64  # images in a picture and of a distance
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from launch.study import cluster
 from launch.study.cluster import Job
-from launch.study.point import Point
+from launch.study.point import Point, as_point, read
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
 TAIL = 32768  # bytes of a log's or a record's end that are read
@@ -47,7 +47,7 @@ def main() -> None:
         if options.cancel:
             cancel(study)
         elif options.resubmit:
-            sys.exit(subprocess.run(again(study), cwd=study["cwd"], check=False).returncode)
+            sys.exit(subprocess.run(again(folder, study), cwd=study["cwd"], check=False).returncode)
         elif options.logs:
             print(logs(folder, study, options.logs, options.lines))
         elif options.watch:
@@ -76,14 +76,6 @@ def newest() -> Path:
     return found[-1].parent
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """A study's record; raises FileNotFoundError where the folder holds none."""
-    if not (folder / "study.json").exists():
-        raise FileNotFoundError(f"folder: {folder} holds no study.json; give the folder that sweep.py has named")
-    content: dict[str, Any] = json.loads((folder / "study.json").read_text())
-    return content
-
-
 def numbers(study: dict[str, Any]) -> list[str]:
     """The jobs of SLURM that the study's points are, its own and those of others."""
     return [point["job"] for point in study["points"] if point["job"][0].isdigit()]
@@ -110,11 +102,6 @@ def table(folder: Path, study: dict[str, Any]) -> Group:
         if why := explain(folder, point, job):
             notes.append(Text(f"{index} {name.strip()}: {why}", style="red" if job.over else "yellow"))
     return Group(made, *notes)
-
-
-def as_point(record: dict[str, Any]) -> Point:
-    """A point as the study had it when it was submitted."""
-    return Point(record["kind"], record["label"], Path(record["folder"]), tuple(record["overrides"]), record["steps"])
 
 
 def state_here(point: Point) -> str:
@@ -184,9 +171,11 @@ def cancel(study: dict[str, Any]) -> None:
     print(f"{len(alive)} jobs cancelled")
 
 
-def again(study: dict[str, Any]) -> list[str]:
-    """The command that queues what is missing, with the study's own code."""
-    return [sys.executable, str(Path(__file__).with_name("sweep.py")), *study["command"], f"code={study['code']}"]
+def again(folder: Path, study: dict[str, Any]) -> list[str]:
+    """The command that queues what is missing, with the study's own code, which submits it, too."""
+    frozen = folder.resolve().parents[1] / "code" / study["code"] / "launch" / "sweep.py"
+    entry = frozen if frozen.exists() else Path(__file__).with_name("sweep.py")  # which says that the code is gone
+    return [sys.executable, str(entry), *study["command"], f"code={study['code']}"]
 
 
 if __name__ == "__main__":

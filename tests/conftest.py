@@ -77,6 +77,14 @@ def command() -> Command:
     return call
 
 
+def other_checkout(folder: Path) -> Path:
+    """The folder, with packages in it that are not those of the code that was started, and say so when they are imported."""
+    for package in ("ebm", "launch"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").write_text("raise ImportError('this is of where the work was started')")
+    return folder
+
+
 def final_state(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a run's newest checkpoint, by its dotted name."""
     path = Checkpoints(run / "checkpoints", keep=1).newest()

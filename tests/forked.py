@@ -30,15 +30,15 @@ def prepare(env: Mapping[str, str]) -> None:
 
 
 def run(entry: str, overrides: Sequence[str], *, processes: int, nodes: int, env: Mapping[str, str], timeout: float,
-        ) -> subprocess.CompletedProcess[str]:
-    """Runs `launch/<entry>.py` to its end, in ``processes`` processes that find each other by their environment, as on
-    ``nodes`` nodes."""
+        cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Runs `launch/<entry>.py` in the folder ``cwd`` to its end, in ``processes`` processes that find each other by their
+    environment, as on ``nodes`` nodes."""
     script = f"{ROOT}/launch/{entry}.py"
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder, name) for name in ("out", "err")]
         for file in said:
             file.touch()
-        ranks = [FORKED.Process(target=become, args=(script, [*overrides], {**env, **peers}, *map(str, said)))
+        ranks = [FORKED.Process(target=become, args=(script, [*overrides], {**env, **peers}, str(cwd), *map(str, said)))
                  for peers in places(processes, nodes)]
         try:
             for process in ranks:
@@ -79,15 +79,15 @@ def places(processes: int, nodes: int) -> list[dict[str, str]]:
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(processes)]
 
 
-def become(script: str, overrides: list[str], env: dict[str, str], out: str, err: str) -> None:
-    """Turns this process into one that was started with a script, an environment and files for what it says."""
+def become(script: str, overrides: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
+    """Turns this process into one that was started in a folder with a script, an environment and files for what it says."""
     for number, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
     os.environ.update(env)
-    os.chdir(ROOT)
+    os.chdir(cwd)
     np.random.seed(None)  # nothing random may come from the process that all are forked from
     sys.argv = [script, *overrides]
     runpy.run_path(script, run_name="__main__")

@@ -19,7 +19,7 @@ from typing import Any
 import forked
 import pytest
 import torch
-from conftest import ROOT, Command, final_state, fingerprint
+from conftest import ROOT, Command, final_state, fingerprint, other_checkout
 from test_track import inspected, same_history, segments
 
 from ebm.train.checkpoint import NAME, Checkpoints
@@ -36,6 +36,7 @@ class Cluster:
 
     folder: Path
     env: dict[str, str]
+    cwd: Path  # of who submits: a `launch` lies there, too
 
     def ask(self, *command: str, check: bool = True) -> str:
         """What a command answers."""
@@ -45,7 +46,7 @@ class Cluster:
 
     def sweep(self, *overrides: str, check: bool = True) -> str:
         """`launch/sweep.py -m` with overrides."""
-        done = forked.run("sweep", ["-m", *overrides], processes=1, nodes=1, env=self.env, timeout=300)
+        done = forked.run("sweep", ["-m", *overrides], processes=1, nodes=1, env=self.env, timeout=300, cwd=self.cwd)
         assert not check or done.returncode == 0, f"sweep.py {' '.join(overrides)}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -76,7 +77,7 @@ def until(what: Callable[[], Any], seconds: float = 240, *, why: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cluster(command: Command) -> Iterator[Cluster]:
+def cluster(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three nodes; the tests fail where they can't be had. ``command`` has started what studies are forked from."""
     folder = Path(f"/tmp/ebm-test-{os.getpid()}")  # short: sockets lie there
     env = {**os.environ, "EBM_CLUSTER": str(folder), "EBM_CLUSTER_PORT": str(18_000 + os.getpid() % 1000),
@@ -84,7 +85,7 @@ def cluster(command: Command) -> Iterator[Cluster]:
     up = subprocess.run(["bash", "slurm/local/up.sh", "3"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600,
                         check=False)
     assert up.returncode == 0, f"the cluster did not start:\n{up.stdout}{up.stderr}"
-    yield Cluster(folder, {**env, "SLURM_CONF": f"{folder}/slurm.conf"})
+    yield Cluster(folder, {**env, "SLURM_CONF": f"{folder}/slurm.conf"}, other_checkout(tmp_path_factory.mktemp("cwd")))
     subprocess.run(["bash", "slurm/local/down.sh"], cwd=ROOT, env=env, capture_output=True, check=True)
     left = subprocess.run(["pgrep", "-f", f"{folder}/"], capture_output=True, text=True, check=False).stdout.split()
     assert not left, f"the cluster has left processes behind: {left}"

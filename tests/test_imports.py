@@ -87,6 +87,14 @@ def test_no_two_rooms_need_each_other(folder: str) -> None:
     graphlib.TopologicalSorter(rooms).prepare()  # raises CycleError, which names them
 
 
+def test_no_room_of_launch_needs_an_entry() -> None:
+    entries = {path.stem for path in (ROOT / "launch").glob("*.py")} - {"__init__", "entry"}
+    assert len(entries) > 6
+    rooms = [path for path in sources("launch") if path.parent != ROOT / "launch"]
+    faults = {path.name: found for path in rooms if (found := neighbours(path.read_text(encoding="utf-8"), "launch") & entries)}
+    assert not faults
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_module_is_named_after_what_it_holds(folder: str) -> None:
     named = [path for path in (ROOT / folder).rglob("*") if PLACELESS & set(path.stem.lower().split("_"))]

@@ -15,9 +15,10 @@ from test_diagnose_entry import QUICK
 from test_study import compose, make, without_sampler
 
 from launch.config.manual import CONFIGS, choices
+from launch.config.override import key
 from launch.diagnosis.story import STEPS as STORY
 from launch.diagnosis.story import Record, black, conclusion, frozen, noise
-from launch.study.design import key, sampler_of
+from launch.study.design import sampler_of
 from launch.study.point import Point
 
 STEPS = OmegaConf.load(CONFIGS / "sweep" / "journey.yaml").hydra.sweeper.params.experiment.split(",")

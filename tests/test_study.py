@@ -15,11 +15,12 @@ from conftest import ROOT, Command
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch.config.manual import CONFIGS
+from launch.config.override import key
 from launch.job import epilogue
 from launch.study import store
 from launch.study.arrays import Array, plan
 from launch.study.checks import check
-from launch.study.design import key, points, split, varying
+from launch.study.design import points, split, varying
 from launch.study.point import Point
 from launch.study.store import freeze
 

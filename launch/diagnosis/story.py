@@ -1,5 +1,5 @@
-"""The steps of the journey in words: what was changed, what had been said of it by hand, and what the measurements say to "
-  "that."""
+"""The steps of the journey in words: what was changed, what had been said of it by hand, and what the measurements say to
+that."""
 from __future__ import annotations
 
 import math

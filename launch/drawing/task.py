@@ -35,7 +35,7 @@ class Order:
 
     def filled(self, artist: Artist, **inputs: str) -> dict[str, Any]:
         """The fields of a `Commission`: ``inputs`` are the hashes of what the settings only name."""
-        places = ("images", "mask", "runs")
+        places = ("_target_", "images", "mask", "runs")  # not what a task does, which its name and the rest say
         identity = {key: value for key, value in self.settings.items() if key not in places} | inputs
         return {field.name: getattr(artist, field.name) for field in fields(artist)} | {"task": self.name, "identity": identity}
 

@@ -1,4 +1,4 @@
-"""The end of a SLURM job's script, `python -m launch.job.epilogue <exit code of srun>`: is it over, or does it come back?
+"""The end of a SLURM job's script, `python launch/job/epilogue.py <exit code of srun>`: is it over, or does it come back?
 
 A job whose processes knew that they failed ends. Any other end (a signal to stop, a kill, a hang, a lost node) brings it
 back, unless three restarts have brought no progress. Only the standard library.
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])  # the code beside this file, wherever the job was submitted
 
 from launch.job.process import newest, node, number
 

@@ -24,7 +24,7 @@ from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.sampling import batches_of
 from ebm.train.distributed import World, device_name
-from launch import sample
+from launch.drawing import sampling
 from launch.drawing.artist import Artist, collect, put_aside
 from launch.entry import checking
 from launch.run.version import version
@@ -142,17 +142,18 @@ def drawn(work: Work) -> Samples:
     world, artist = work.world, work.artist
     cfg = OmegaConf.merge(work.cfg, {"out": work.cfg.samples})  # as launch/sample.py has it
     assert isinstance(cfg, DictConfig)
-    folder, label = Path(cfg.out), sample.name(cfg, work.step)
+    folder, label = Path(cfg.out), sampling.name(cfg, work.step)
     protocol = folder / f"{label}.json"
     if not world.share(same(protocol, work)):
-        aside = world.share(folder / f".{sample.fingerprint(cfg, work.step, artist)}")
-        for part in sample.progress(batches_of(work.n, batch=work.batch, rank=world.rank, world=world.size), world):
+        aside = world.share(folder / f".{sampling.fingerprint(cfg, work.step, artist)}")
+        for part in sampling.progress(batches_of(work.n, batch=work.batch, rank=world.rank, world=world.size), world):
             put_aside(aside, part, artist)
         world.everyone(None)
         with checking(world):
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                sample.write(cfg, collect(aside, work.n, batch=work.batch, device=device_name(world.device)), work.step, artist)
+                collected = collect(aside, work.n, batch=work.batch, device=device_name(world.device))
+                sampling.write(cfg, collected, work.step, artist)
                 shutil.rmtree(aside)
     about = json.loads(protocol.read_text())
     with checking(world):

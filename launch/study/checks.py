@@ -90,7 +90,7 @@ def check_sampler(text: str) -> None:
 @functools.lru_cache(None)
 def check_metrics(text: str) -> None:
     """Builds the metrics asked for."""
-    from launch.evaluate import chosen  # an entry, which most studies do without
+    from launch.metrics.chosen import chosen  # which most studies do without
     from launch.metrics.quality import Quality
 
     for metric in chosen(parsed(text)).values():

@@ -13,15 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from launch.config.manual import CONFIGS
+from launch.config.override import key
 from launch.run.identity import flat, is_free
 from launch.study.point import Point
 
 STUDY = ("dry", "cluster", "sweep", "store", "code", "report")  # keys of configs/sweep.yaml that are no run's
-
-
-def key(override: str) -> str:
-    """What an override sets."""
-    return override.lstrip("+~").split("=", 1)[0].split("@")[0]
 
 
 def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -27,7 +27,7 @@ def here(study: Study) -> bool:
           f"logs and state: python launch/status.py {os.path.relpath(study.folder)}", flush=True)
     running: dict[int | None, tuple[Point, Any]] = {}
     failed: set[Path] = set()
-    os.environ["PYTHONPATH"], os.environ["EBM_STUDY"] = str(study.code), study.folder.name
+    os.environ["EBM_STUDY"] = study.folder.name
     with tqdm(total=len(waiting), desc="study", unit="job") as bar:
         while waiting or running:
             for place, (point, job) in list(running.items()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.job.process import newest
 
@@ -56,6 +57,14 @@ class Point:
         return f"{where}{content['error']}"
 
 
-def quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def read(folder: Path) -> dict[str, Any]:
+    """A study's record; raises FileNotFoundError where the folder holds none."""
+    if not (folder / "study.json").exists():
+        raise FileNotFoundError(f"folder: {folder} holds no study.json; give the folder that sweep.py has named")
+    content: dict[str, Any] = json.loads((folder / "study.json").read_text())
+    return content
+
+
+def as_point(record: dict[str, Any]) -> Point:
+    """A point as the study had it when it was submitted."""
+    return Point(record["kind"], record["label"], Path(record["folder"]), tuple(record["overrides"]), record["steps"])

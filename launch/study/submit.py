@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import submitit
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,8 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
 from ebm.train.budget import share_of
+from launch.config.override import quoted
+from launch.job import process
 from launch.job.process import STOP_SIGNALS, Task, become
 from launch.run.identity import flat
 from launch.study.apart import checking_apart
@@ -27,8 +30,12 @@ from launch.study.arrays import Array, plan
 from launch.study.cluster import array_limit, available, queued
 from launch.study.design import points
 from launch.study.here import here
-from launch.study.point import Point, quoted
+from launch.study.point import Point
 from launch.study.store import fresh, frozen, holder, locked
+
+# A job starts in the folder where it was submitted, and Python looks there before it looks for the study's frozen code: so
+# what it starts with travels with it.
+cloudpickle.register_pickle_by_value(process)
 
 
 @dataclass(kw_only=True)
@@ -176,11 +183,12 @@ class Study:
         own["additional_parameters"] = additional
         own["srun_args"] = ["--kill-on-bad-exit=1", *own.get("srun_args", [])]
         jobs = shlex.quote(str(self.folder / "jobs"))
-        own["setup"] = [*own.get("setup", []), f"export PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        own["setup"] = [*own.get("setup", []),
                         f'export EBM_JOB={jobs}/$SLURM_JOB_ID; mkdir -p "$EBM_JOB"; rm -f "$EBM_JOB/verdict"',
                         f"export EBM_STUDY={shlex.quote(self.folder.name)}",
                         '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK']
-        own["teardown"] = [f"exec {shlex.quote(sys.executable)} -m launch.job.epilogue $?"]
+        epilogue = self.code / "launch" / "job" / "epilogue.py"
+        own["teardown"] = [f"exec {shlex.quote(sys.executable)} {shlex.quote(str(epilogue))} $?"]
         common = {*OmegaConf.structured(BaseQueueConf).keys()}
         return {name if name in common else f"slurm_{name}": value for name, value in own.items()}
 

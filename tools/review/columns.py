@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from launch.config.override import key
+from launch.study.design import varying
 from tools.review import evaluated
 from tools.review.direction import best, direction
 
@@ -37,8 +39,6 @@ def of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def fill(runs: Sequence[dict[str, Any]]) -> list[str]:
     """The overrides that vary among the runs, in the order of the command line; what one has not, its config may tell."""
-    from launch.study.design import key, varying  # Hydra, which a run alone does without
-
     names = varying([tuple(run["arguments"]) for run in runs])
     ordered = list(dict.fromkeys(key(one) for run in runs for one in run["arguments"] if key(one) in names))
     for run in runs:
@@ -57,8 +57,6 @@ def configured(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def sampler_parameters(samplers: Sequence[dict[str, Any]]) -> list[str]:
     """The overrides that vary among the samplers, and fills them in."""
-    from launch.study.design import key, varying
-
     told = [one for one in samplers if one["overrides"]]
     names = varying([tuple(one["arguments"]) for one in told]) | ({"sampler"} if told else set())
     names -= {"label"}  # of a file, made of all the others

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.config.override import key, quoted
 from launch.study.cluster import Job
-from launch.study.point import Point, quoted
+from launch.study.point import Point
 from tools.review import config as configs
 from tools.review.album import Album, Share
 from tools.review.curves import by_level, curve, short
@@ -89,8 +90,6 @@ def sampled(sampler: Point, jobs: dict[Path, Job], *, shape: Any, album: Album, 
 
 def pairs(overrides: Sequence[str]) -> dict[str, str]:
     """Overrides by what they set."""
-    from launch.study.design import key  # Hydra, which a run alone does without
-
     return {key(one): one.split("=", 1)[1] if "=" in one else "" for one in overrides}
 
 
