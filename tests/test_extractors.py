@@ -138,12 +138,18 @@ def test_weights_that_are_absent_or_others_are_refused_unread(weights: Path, mon
         configured("inception").load(CPU)
 
 
-def test_figures_without_the_library_say_how_to_get_it(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_without_the_library_say_how_to_get_it(
+        weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     with pytest.raises(ValueError, match=r"torch-fidelity: not installed; .*pip install -e '\.\[evaluate\]'"):
         Inception(file=str(weights), sha256=sha256).load(CPU)
     with pytest.raises(ValueError, match="not installed"):
+        distances(real(4, seed=0), real(4, seed=1))
+    (tmp_path / "torch_fidelity.py").write_text("import torch_fidelitys_own_need")
+    monkeypatch.delitem(sys.modules, "torch_fidelity")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"torch-fidelity: cannot be imported \(No module named 'torch_fidelitys_own_need'\);"):
         distances(real(4, seed=0), real(4, seed=1))
 
 

@@ -44,6 +44,10 @@ ffcv_can_build() {
         [ -f "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" ]
 }
 
+build_ffcv() { # as a wheel, for `install_ffcv` to take; where this fails, that tries again and says so
+    ffcv_can_build && .venv/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w build/ffcv "ffcv>=1.0.2" >>"$log" 2>&1
+}
+
 ffcv_packages() {
     ffcv_can_build && return
     say "FFCV needs system packages ($packages); installing them"
@@ -59,7 +63,7 @@ install_ffcv() { # returns 1 where it can't be had; training then reads the same
         pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2" && return
         ffcv_packages # another Python's wheel
     fi
-    ffcv_can_build && pip_install -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
+    ffcv_can_build && pip_install --find-links build/ffcv -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
 }
 
 pip_install() {
@@ -88,10 +92,14 @@ install() { # install "<extras>" [system packages that the caller can do without
     say "installing the package and PyTorch into .venv (some GB, a few minutes the first time; log: $log)"
     if [ "${EBM_LOWEST:-0}" = 1 ]; then .venv/bin/python -m pip install -q uv >>"$log" 2>&1; else pip_install --upgrade pip wheel || true; fi
     case $(readlink -f "$(command -v "$python")") in /usr/bin/python3.*) packages="$packages python$series-dev" ;; esac
-    { [ "${EBM_FFCV:-1}" = 0 ] || wheel || ffcv_packages || :; [ $# = 0 ] || apt_install "$@"; } & # while pip works
+    { # while pip works
+        [ "${EBM_FFCV:-1}" = 0 ] || wheel || ffcv_packages || :
+        [ $# = 0 ] || apt_install "$@" || :
+        [ "${EBM_FFCV:-1}" = 0 ] || wheel || build_ffcv
+    } &
     pip_install -e ".[$extras]" || { tail -n 5 "$log" >&2; echo "error: the packages cannot be installed (log: $log)" >&2; exit 1; }
     wait
-    # While FFCV is built:
+    # While FFCV is installed:
     .venv/bin/python tools/build_kernels.py >build/kernels.txt 2>&1 &
     .venv/bin/python -c 'import torch._dynamo' >>"$log" 2>&1 & # compiles what every start imports
     if install_ffcv; then

@@ -211,5 +211,6 @@ def fidelity() -> Any:
     try:
         import torch_fidelity
     except ImportError as error:
-        raise ValueError("torch-fidelity: not installed; figures of quality need pip install -e '.[evaluate]'") from error
+        why = "not installed" if error.name == "torch_fidelity" else f"cannot be imported ({error})"
+        raise ValueError(f"torch-fidelity: {why}; figures of quality need pip install -e '.[evaluate]'") from error
     return torch_fidelity
