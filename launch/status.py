@@ -47,7 +47,7 @@ def main() -> None:
         if options.cancel:
             cancel(study)
         elif options.resubmit:
-            sys.exit(subprocess.run(again(folder, study), cwd=study["cwd"], check=False).returncode)
+            sys.exit(subprocess.run(again(study), cwd=study["cwd"], check=False).returncode)
         elif options.logs:
             print(logs(folder, study, options.logs, options.lines))
         elif options.watch:
@@ -171,11 +171,9 @@ def cancel(study: dict[str, Any]) -> None:
     print(f"{len(alive)} jobs cancelled")
 
 
-def again(folder: Path, study: dict[str, Any]) -> list[str]:
-    """The command that queues what is missing, with the study's own code, which submits it, too."""
-    frozen = folder.resolve().parents[1] / "code" / study["code"] / "launch" / "sweep.py"
-    entry = frozen if frozen.exists() else Path(__file__).with_name("sweep.py")  # which says that the code is gone
-    return [sys.executable, str(entry), *study["command"], f"code={study['code']}"]
+def again(study: dict[str, Any]) -> list[str]:
+    """The command that queues what is missing, with the study's own code and the cluster's settings as they are now."""
+    return [sys.executable, str(Path(__file__).with_name("sweep.py")), *study["command"], f"code={study['code']}"]
 
 
 if __name__ == "__main__":

@@ -221,6 +221,14 @@ def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> Non
     assert [epilogue.stuck(record, step) for step in ("none", "10", "10", "10", "20", "20", "20", "20")] == [False] * 7 + [True]
 
 
+def test_code_that_the_store_has_not_or_of_an_older_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "code" / "abc").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^code: 'abc' is older than .*; call its own: python .*/code/abc/launch/sweep\.py$"):
+        store.frozen(tmp_path, "abc")
+    with pytest.raises(ValueError, match=r"^code: 'def' is not in .*; there are abc$"):
+        store.frozen(tmp_path, "def")
+
+
 def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Command, tmp_path: Path) -> None:
     tools = tmp_path / "bin"  # a PATH without sbatch
     tools.mkdir()

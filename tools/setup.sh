@@ -83,7 +83,7 @@ stamp() { # of all that decides what is installed: where a compiler, OpenCV or a
 
 install() { # install "<extras>" [system packages that the caller can do without …]
     local extras=$1; shift
-    mkdir -p build
+    mkdir -p build/ffcv
     log=build/setup.log
     if [ -x .venv/bin/python ] && grep -qsx "$(stamp "$extras")" .venv/installed; then return; fi
     : >"$log"

@@ -54,6 +54,8 @@ def frozen(store: Path, version: str | None) -> Path:
     if not folder.exists():
         there = ", ".join(sorted(path.name for path in (store / "code").glob("[!.]*"))) or "none"
         raise ValueError(f"code: {version!r} is not in {store}/code; there are {there}")
+    if not (folder / "launch" / "job" / "epilogue.py").exists():  # which a job's script calls at its end
+        raise ValueError(f"code: {version!r} is older than what would submit it; call its own: python {folder}/launch/sweep.py")
     return folder
 
 

@@ -33,8 +33,8 @@ from launch.study.here import here
 from launch.study.point import Point
 from launch.study.store import fresh, frozen, holder, locked
 
-# A job starts in the folder where it was submitted, and Python looks there before it looks for the study's frozen code: so
-# what it starts with travels with it.
+# A job starts in the folder where it was submitted, and Python would look for `launch` there, not in the study's frozen code:
+# so what it starts with travels with it.
 cloudpickle.register_pickle_by_value(process)
 
 
