@@ -28,7 +28,6 @@ os.environ["WANDB_MODE"] = "disabled"  # but in the tests of tracking
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]
-SPARED = f"{ROOT}/tests/faults"  # as PYTHONPATH of a study's jobs: they do without PyTorch's compiler
 TINY = ["model=cnn", "model.network.width=8", "model.network.levels=2", "schedule=loguniform", "rate=constant",
         "rate.warmup=0", "budget.batch=8", "log_every=16", "save.every=1_000_000", "preview.every=1_000_000", "preview.count=2",
         "save.held_out=16", "sampler.steps=2", "device=cpu", "precision=fp32",

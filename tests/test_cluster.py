@@ -150,7 +150,6 @@ def over(cluster: Cluster, point: dict[str, Any]) -> bool:
 
 NAMES = {"reference": 1, "requeue": 2, "kill": 3, "raise": 4, "kill while saving": 5, "nan": 6, "full": 7, "damaged": 8,
          "cancel": 9, "hang": 10, "stuck": 11, "bad node": 12}
-UNSAMPLED = {"kill", "kill while saving", "damaged", "hang"}  # their samplings are cancelled: those of the others are enough
 PLAN: dict[int, dict[str, Any]] = {
     3: {"do": "kill", "rank": 1, "step": 25}, 4: {"do": "raise", "rank": 1, "step": 25},
     5: {"do": "kill while saving", "rank": 0, "step": 19}, 6: {"do": "nan", "rank": 1, "step": 25},
@@ -244,9 +243,6 @@ def first(cluster: Cluster, store: Path, command_line: list[str], limited: objec
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(requeue, "requeue"), pool.submit(cancel), pool.submit(damage)]
         assert "0 runs and 0 samplings queued" in cluster.sweep(*command_line)
-        jobs = [point for point in json.loads(newest(store).read_text())["points"] if point["kind"] == "sample"]
-        unsampled = {points[name]["label"] for name in UNSAMPLED}
-        cluster.ask("scancel", *(job["job"] for job in jobs if job["of"] in unsampled))
         for future in futures:
             future.result()
     for name, point in points.items():
@@ -358,8 +354,8 @@ def test_samples_follow_their_own_run_alone(cluster: Cluster, first: dict[str, d
     study = json.loads((first["reference"]["study"] / "study.json").read_text())
     for point in study["points"]:
         if point["kind"] == "sample":
-            name = next(name for name, run in first.items() if point["folder"].startswith(run["folder"] + "/"))
-            wanted = "COMPLETED" if first[name]["state"] == "COMPLETED" and name not in UNSAMPLED else "CANCELLED"
+            run = next(p for p in first.values() if point["folder"].startswith(p["folder"] + "/"))
+            wanted = "COMPLETED" if run["state"] == "COMPLETED" else "CANCELLED"
             until(lambda point=point, wanted=wanted: cluster.state(point["job"]) == wanted, why=f"{wanted} of {point['job']}")  # type: ignore[misc]
             assert any(Path(point["folder"]).glob("*.npz")) == (wanted == "COMPLETED")
 
@@ -426,7 +422,7 @@ def test_what_failed_is_queued_again_alone_and_ends_as_if_nothing_had_been(
         cluster: Cluster, first: dict[str, dict[str, Any]], truth: str, store: Path, moved: object) -> None:
     said = cluster.status(str(first["reference"]["study"]), "--resubmit", "failed")
     failed = ["raise", "nan", "full", "cancel", "stuck"]
-    assert f"{len(failed)} runs and {len(failed) + len(UNSAMPLED)} samplings queued" in said
+    assert f"{len(failed)} runs and {len(failed)} samplings queued" in said
     points = read(store)
     alone(cluster, store)
     for name in failed:

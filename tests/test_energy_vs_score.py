@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, SPARED, other_checkout
+from conftest import ROOT, other_checkout
 from PIL import Image
 
 SMALL = ["budget.images=32", "budget.batch=8", "model.network.width=16", "model.network.blocks=1", "rate.warmup=0",
@@ -27,7 +27,7 @@ def test_the_sweep_ends_with_its_page(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, f"{ROOT}/launch/sweep.py", "-m", "+sweep=energy_vs_score", *data, *SMALL,
                f"store={tmp_path}/store"]
     other_checkout(tmp_path)
-    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1", "PYTHONPATH": SPARED}
+    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "docs" / "energy_vs_score.md").read_text()

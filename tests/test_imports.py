@@ -18,30 +18,27 @@ FOLDERS = ["ebm", "launch", "tools"]
 PLACELESS = {"utils", "util", "helpers", "helper", "misc", "common"}
 
 
-def imported(source: str, package: str) -> set[str]:
-    """Top-level names that ``source``, a module of ``package``, imports at any depth, also by ``importlib``."""
+def named(source: str, package: str) -> set[str]:
+    """All that ``source``, a module of ``package``, imports at any depth, also by ``importlib``, by its dotted name."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(package if node.level else str(node.module))
+            names |= {f"{package if node.level else node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func) and node.args:
             names |= {str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)}
-    return {name.split(".")[0] for name in names}
+    return names
 
 
-def neighbours(source: str, folder: str) -> set[str]:
-    """The rooms of ``folder``, its folders and the modules beside them, from which ``source`` imports."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == folder:
-            names |= {f"{folder}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(str(node.module))
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith(f"{folder}.")}
+def imported(source: str, package: str) -> set[str]:
+    """The top-level names of what it imports."""
+    return {name.split(".")[0] for name in named(source, package)}
+
+
+def neighbours(source: str, package: str) -> set[str]:
+    """The rooms of its own package, folders and the modules beside them, from which it imports."""
+    return {name.split(".")[1] for name in named(source, package) if name.startswith(f"{package}.")}
 
 
 def sources(folder: str) -> list[Path]:

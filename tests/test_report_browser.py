@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, SPARED
+from conftest import ROOT
 from evaluation_records import quality, record
 from PIL import Image
 from test_report import EVIL, calibration, grid, held_out, sampled, start, studied, train, trained, usual
@@ -173,7 +173,7 @@ def real(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ["budget.images=160", "preview.every=80", "save.every=80", "diagnose.every=80", "preflight.disk_gb=0.01",
                  f"store={folder}/store", "rate.peak=0.001,0.01", "sampler=heun,langevin", "sampler.steps=4", "sample.n=4"]
     command = [sys.executable, "launch/sweep.py", "-m", *fixed, *overrides]
-    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1", "PYTHONPATH": SPARED}
+    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     study = next((folder / "store" / "studies").glob("*/study.json")).parent

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SPARED, Command
+from conftest import ROOT, Command
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch.config.manual import CONFIGS
@@ -234,7 +234,7 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Comm
     tools.mkdir()
     for name in ("git", "env", "true"):
         os.symlink(str(shutil.which(name)), tools / name)
-    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1", "PYTHONPATH": SPARED}
+    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1"}
     asked = ["-m", *without_sampler(tiny), "budget.images=64", "preflight.disk_gb=0.01", f"store={tmp_path}/store",
              "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
 

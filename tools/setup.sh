@@ -2,6 +2,7 @@
 # usage: install "<extras>"      PYTHON=python3.12 chooses another Python; EBM_FFCV=0 leaves FFCV out; EBM_LOWEST=1 takes the
 # oldest releases that setup.cfg allows, through uv
 packages="g++ pkg-config libopencv-dev libturbojpeg0-dev" # what FFCV is built with
+ffcv=$(grep -m 1 -o 'ffcv>=[0-9.]*' setup.cfg)
 unset PYTHONDONTWRITEBYTECODE # a module is compiled when it is first imported, not all 14,000 of them at installing: a minute less
 
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
@@ -45,7 +46,7 @@ ffcv_can_build() {
 }
 
 build_ffcv() { # as a wheel, for `install_ffcv` to take; where this fails, that tries again and says so
-    ffcv_can_build && .venv/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w build/ffcv "ffcv>=1.0.2" >>"$log" 2>&1
+    ffcv_can_build && .venv/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w build/ffcv "$ffcv" >>"$log" 2>&1
 }
 
 ffcv_packages() {
@@ -60,7 +61,7 @@ wheel() { compgen -G "wheels/ffcv-*.whl" >/dev/null; }
 install_ffcv() { # returns 1 where it can't be had; training then reads the same files with a plain loader
     [ "${EBM_FFCV:-1}" = 0 ] && return 1
     if wheel; then
-        pip_install --find-links wheels --only-binary ffcv "ffcv>=1.0.2" && return
+        pip_install --find-links wheels --only-binary ffcv "$ffcv" && return
         ffcv_packages # another Python's wheel
     fi
     ffcv_can_build && pip_install --find-links build/ffcv -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1

@@ -1,4 +1,4 @@
-"""A point of a study: one job, the folder where its results lie, and how it stands by what lies there.
+"""A point of a study: one job, the folder where its results lie, and how it stands by what lies there; and the record of them.
 
 Only the standard library, so that asking how a study stands takes no time.
 """

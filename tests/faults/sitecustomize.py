@@ -1,7 +1,7 @@
-"""What a study's jobs are spared in tests, and their faults: PYTHONPATH leads here, and `save.held_out` says which a run has.
+"""Faults in a study's jobs, for tests/test_cluster.py: PYTHONPATH leads here, and `save.held_out` says which fault a run has.
 
-faults.json beside this file, where there is one, maps that number to {"do", "rank", "step", "times"} and gives the seconds that
-a step lasts, for some numbers start by start, the last for all that follow.
+faults.json beside this file maps that number to {"do", "rank", "step", "times"} and gives the seconds that a step lasts, for
+some numbers start by start, the last for all that follow.
 """
 from __future__ import annotations
 
@@ -96,7 +96,6 @@ class Hook(importlib.abc.MetaPathFinder):
 
 if (HERE / "faults.json").exists():
     sys.meta_path.insert(0, Hook())
-if any(argument.endswith(("launch/train.py", "launch/sample.py")) for argument in sys.orig_argv):
     # PyTorch's optimizers import its compiler, a quarter of a job's start, only to tell it what to leave alone.
     compiler = ModuleType("torch._dynamo")
     compiler.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
