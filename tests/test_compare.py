@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT
 from evaluation_records import quality, record, sweep
 from PIL import Image
-from test_report import sampled, studied, trained, usual
 
 from tools import compare as tool
+from tools.bench.made import sampled, studied, trained, usual
 from tools.comparison import cost, gathered, rows
 from tools.review.direction import direction, neutral
 from tools.review.evaluations import found, named, protocol_line, read, subject_line

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from evaluation_records import quality, record, sweep
-from test_report import sampled, studied, trained, usual
 
+from tools.bench.made import sampled, studied, trained, usual
 from tools.review import png
 from tools.review.album import Album
 from tools.review.collect import collect

@@ -67,12 +67,34 @@ install_ffcv() { # returns 1 where it can't be had; training then reads the same
     ffcv_can_build && pip_install --find-links build/ffcv -e ".[ffcv]" && .venv/bin/python -W ignore -c 'import ffcv' >>"$log" 2>&1
 }
 
-pip_install() {
-    if [ "${EBM_LOWEST:-0}" = 1 ]; then
-        .venv/bin/uv pip install -q --python .venv/bin/python --resolution lowest-direct "$@" >>"$log" 2>&1
-        return
-    fi
-    .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile "$@" >>"$log" 2>&1
+by_pip() { .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile "$@" >>"$log" 2>&1; }
+
+uv_as_pip() { # gives uv what pip is set to, of which it reads nothing; returns 1 where that has a setting that isn't known here
+    local key value
+    export UV_CACHE_DIR=${UV_CACHE_DIR:-$PWD/build/uv} # beside .venv, so that its files are linked and lie there once
+    export UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match} # the newest of all indexes, as pip takes it
+    while IFS== read -r key value; do
+        value=${value:1:-1} # without its quotes
+        value=${value//\\n/ }
+        case ${key##*.} in
+            index-url) export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$value} ;;
+            extra-index-url) export UV_INDEX=${UV_INDEX:-$value} ;;
+            find-links) export UV_FIND_LINKS=${UV_FIND_LINKS:-${value// /,}} ;;
+            constraint) export UV_CONSTRAINT=${UV_CONSTRAINT:-$value} ;;
+            trusted-host) export UV_INSECURE_HOST=${UV_INSECURE_HOST:-$value} ;;
+            cert) export SSL_CERT_FILE=${SSL_CERT_FILE:-$value} ;;
+            timeout | default-timeout | retries | *cache-dir | disable-pip-version-check | no-input | quiet | progress-bar | user) ;;
+            *) return 1 ;;
+        esac
+    done < <(.venv/bin/python -m pip config list 2>>"$log")
+}
+
+pip_install() { # by uv, which takes a third of pip's time; by pip where uv can't be had or doesn't get there
+    local resolution=highest
+    [ "${EBM_LOWEST:-0}" = 0 ] || resolution=lowest-direct
+    if [ -x .venv/bin/uv ] && (uv_as_pip && .venv/bin/uv pip install -q --python .venv/bin/python --resolution $resolution "$@" \
+        >>"$log" 2>&1); then return; fi
+    [ "${EBM_LOWEST:-0}" = 0 ] && by_pip "$@"
 }
 
 stamp() { # of all that decides what is installed: where a compiler, OpenCV or a wheel has come since, it is tried again
@@ -91,7 +113,8 @@ install() { # install "<extras>" [system packages that the caller can do without
     choose_python
     make_venv
     say "installing the package and PyTorch into .venv (some GB, a few minutes the first time; log: $log)"
-    if [ "${EBM_LOWEST:-0}" = 1 ]; then .venv/bin/python -m pip install -q uv >>"$log" 2>&1; else pip_install --upgrade pip wheel || true; fi
+    by_pip --upgrade pip wheel || :
+    by_pip uv || :
     case $(readlink -f "$(command -v "$python")") in /usr/bin/python3.*) packages="$packages python$series-dev" ;; esac
     { # while pip works
         [ "${EBM_FFCV:-1}" = 0 ] || wheel || ffcv_packages || :

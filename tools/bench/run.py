@@ -23,7 +23,7 @@ from launch.entry import keep_memory
 from tools.bench import machine
 from tools.bench.measure import Row, Setting, progress
 
-NAMES = ("data", "step", "utilisation", "checkpoint", "processes", "tracking")
+NAMES = ("data", "step", "utilisation", "checkpoint", "processes", "tracking", "report")
 
 
 def arguments() -> argparse.Namespace:
