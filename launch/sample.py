@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -21,10 +20,9 @@ if __name__ == "__main__":
 from omegaconf import DictConfig
 
 from ebm.sampling import batches_of
-from ebm.train.distributed import device_name, join
+from ebm.train.distributed import join
 from launch.config.build import place, plain
-from launch.drawing.artist import collect, put_aside
-from launch.drawing.sampling import agreed, fingerprint, prepare, progress, write
+from launch.drawing.sampling import agreed, drawn_aside, gathered, prepare
 from launch.drawing.task import assigned
 from launch.entry import checking, run
 from launch.job.faults import recorded
@@ -54,14 +52,9 @@ def main(cfg: DictConfig) -> None:
         with checking(world):
             if world.is_main:
                 out.mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
-        aside = world.share(out / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
-        for part in progress(parts, world):
-            put_aside(aside, part, artist)
-        world.everyone(None)  # the last batch has been written
+        aside = drawn_aside(cfg, artist, step, world, parts=parts)
         if world.is_main:
-            drawn = collect(aside, plain(cfg, "n", int), batch=cfg.batch, device=device_name(world.device))
-            protocol = write(cfg, drawn, step, artist)
-            shutil.rmtree(aside)
+            protocol = gathered(cfg, artist, step, aside=aside)
             publish(tracking, protocol, name=f"{Path(cfg.run).resolve().name} {protocol.stem}", kind="sample", config=cfg)
 
 

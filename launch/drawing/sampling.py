@@ -4,9 +4,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ from ebm.data import to_float
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.precision import Precision
-from ebm.train.checkpoint import load
-from ebm.train.distributed import World
+from ebm.train.distributed import World, device_name
 from launch.config.build import build, naming, plain, seed
 from launch.config.settings import precision
-from launch.drawing.artist import Artist, Drawn
+from launch.drawing.artist import Artist, Drawn, collect, put_aside
 from launch.drawing.commission import Commission
 from launch.run.folder import RunFolder
-from launch.run.make import make_model
+from launch.run.make import restored
 from launch.run.version import version
 
 
@@ -34,21 +33,14 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
     """All that the images are a function of, checked, and the step of the checkpoint they come from."""
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
-    checkpoint = folder.checkpoint(plain(cfg, "checkpoint", str))
-    state = load(checkpoint, world.device)
-    averages = state["averages"]
-    if not 0 <= plain(cfg, "ema", int) < len(averages):
-        raise ValueError(f"ema: {cfg.ema!r} is not accepted; the run has {len(averages)}, counted from 0")
-    model = make_model(config, world.device)
-    with naming(f"checkpoint: {checkpoint.name} is of another model than {folder.config_file}: ", RuntimeError):
-        model.load_state_dict(averages[cfg.ema])
+    model, checkpoint, step = restored(folder, checkpoint=plain(cfg, "checkpoint", str), ema=plain(cfg, "ema", int),
+                                       device=world.device)
     artist = Artist(
-        model=model.eval().requires_grad_(False), sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
-        seed=seed(cfg), precision=Precision(name=precision(cfg, world.device)), device=world.device,
-        checkpoint=checkpoint.name)
+        model=model, sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
+        seed=seed(cfg), precision=Precision(name=precision(cfg, world.device)), device=world.device, checkpoint=checkpoint)
     with naming("sampler."):  # the samplers check their values when they are called, before any work
         artist.trajectory(range(1))
-    return artist, int(state["step"])
+    return artist, step
 
 
 def agreed(artist: Artist, world: World) -> None:
@@ -82,12 +74,22 @@ def fingerprint(cfg: DictConfig, step: int, artist: Artist) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
-def progress(parts: list[range], world: World) -> Iterator[range]:
-    """The batches of this process, with a bar on rank 0."""
+def drawn_aside(cfg: DictConfig, artist: Artist, step: int, world: World, *, parts: list[range]) -> Path:
+    """Draws the batches of this process, with a bar on rank 0, and waits for the others'; the folder that holds them all."""
+    aside = world.share(Path(cfg.out) / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
     with tqdm(total=sum(map(len, parts)), unit="img", desc="sample", disable=not world.is_main, dynamic_ncols=True) as bar:
         for part in parts:
-            yield part
+            put_aside(aside, part, artist)
             bar.update(len(part))
+    world.everyone(None)  # the last batch has been written
+    return aside
+
+
+def gathered(cfg: DictConfig, artist: Artist, step: int, *, aside: Path) -> Path:
+    """Writes all that was put aside, which is then deleted; the protocol's place."""
+    protocol = write(cfg, collect(aside, cfg.n, batch=cfg.batch, device=device_name(artist.device)), step, artist)
+    shutil.rmtree(aside)
+    return protocol
 
 
 def write(cfg: DictConfig, drawn: Drawn, step: int, artist: Artist) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import time
 import zipfile
 import zlib
@@ -25,7 +24,7 @@ from ebm.files import write_atomically
 from ebm.sampling import batches_of
 from ebm.train.distributed import World, device_name
 from launch.drawing import sampling
-from launch.drawing.artist import Artist, collect, put_aside
+from launch.drawing.artist import Artist
 from launch.entry import checking
 from launch.run.version import version
 
@@ -145,16 +144,12 @@ def drawn(work: Work) -> Samples:
     folder, label = Path(cfg.out), sampling.name(cfg, work.step)
     protocol = folder / f"{label}.json"
     if not world.share(same(protocol, work)):
-        aside = world.share(folder / f".{sampling.fingerprint(cfg, work.step, artist)}")
-        for part in sampling.progress(batches_of(work.n, batch=work.batch, rank=world.rank, world=world.size), world):
-            put_aside(aside, part, artist)
-        world.everyone(None)
+        parts = batches_of(work.n, batch=work.batch, rank=world.rank, world=world.size)
+        aside = sampling.drawn_aside(cfg, artist, work.step, world, parts=parts)
         with checking(world):
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                collected = collect(aside, work.n, batch=work.batch, device=device_name(world.device))
-                sampling.write(cfg, collected, work.step, artist)
-                shutil.rmtree(aside)
+                sampling.gathered(cfg, artist, work.step, aside=aside)
     about = json.loads(protocol.read_text())
     with checking(world):
         if about.get("not_finite"):

@@ -14,6 +14,7 @@ from ebm.energy import Preconditioned, check_shapes
 from ebm.precision import Precision
 from ebm.sampling import trajectory
 from ebm.train.budget import Budget
+from ebm.train.checkpoint import load
 from ebm.train.distributed import World
 from ebm.train.ema import Average
 from ebm.train.events import Log, Preview, Save
@@ -56,6 +57,23 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     if switch(cfg, "channels_last", auto=device.type == "cuda"):
         model.to(memory_format=torch.channels_last)
     return model.to(device)
+
+
+def restored(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.device) -> tuple[Preconditioned, str, int]:
+    """A trained model with its average number ``ema``, the name of its checkpoint ("newest", "best" or one's own) and its step.
+
+    Raises FileNotFoundError or OSError where there is no such checkpoint or it is damaged, ValueError where it has no such
+    average or is of another model.
+    """
+    path = folder.checkpoint(checkpoint)
+    state = load(path, device)
+    averages = state["averages"]
+    if not 0 <= ema < len(averages):
+        raise ValueError(f"ema: {ema!r} is not accepted; the run has {len(averages)}, counted from 0")
+    model = make_model(folder.config(), device)
+    with naming(f"checkpoint: {path.name} is of another model than {folder.config_file}: ", RuntimeError):
+        model.load_state_dict(averages[ema])
+    return model.eval().requires_grad_(False), path.name, int(state["step"])
 
 
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
