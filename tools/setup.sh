@@ -3,6 +3,7 @@
 # oldest releases that setup.cfg allows, through uv
 packages="g++ pkg-config libopencv-dev libturbojpeg0-dev" # what FFCV is built with
 ffcv=$(grep -m 1 -o 'ffcv>=[0-9.]*' setup.cfg)
+with_uv=yes
 unset PYTHONDONTWRITEBYTECODE # a module is compiled when it is first imported, not all 14,000 of them at installing: a minute less
 
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
@@ -71,29 +72,34 @@ by_pip() { .venv/bin/python -m pip install -q --disable-pip-version-check --no-c
 
 uv_as_pip() { # gives uv what pip is set to, of which it reads nothing; returns 1 where that has a setting that isn't known here
     local key value
-    export UV_CACHE_DIR=${UV_CACHE_DIR:-$PWD/build/uv} # beside .venv, so that its files are linked and lie there once
-    export UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match} # the newest of all indexes, as pip takes it
+    # Its cache beside .venv, so that files are linked and lie there once; the newest release of all indexes, as pip takes it.
+    local -A found=([UV_CACHE_DIR]=$PWD/build/uv [UV_INDEX_STRATEGY]=unsafe-best-match)
     while IFS== read -r key value; do
         value=${value:1:-1} # without its quotes
         value=${value//\\n/ }
         case ${key##*.} in
-            index-url) export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$value} ;;
-            extra-index-url) export UV_INDEX=${UV_INDEX:-$value} ;;
-            find-links) export UV_FIND_LINKS=${UV_FIND_LINKS:-${value// /,}} ;;
-            constraint) export UV_CONSTRAINT=${UV_CONSTRAINT:-$value} ;;
-            trusted-host) export UV_INSECURE_HOST=${UV_INSECURE_HOST:-$value} ;;
-            cert) export SSL_CERT_FILE=${SSL_CERT_FILE:-$value} ;;
+            index-url) found[UV_DEFAULT_INDEX]=$value ;;
+            extra-index-url) found[UV_INDEX]=$value ;;
+            find-links) found[UV_FIND_LINKS]=${value// /,} ;;
+            constraint) found[UV_CONSTRAINT]=$value ;;
+            trusted-host) found[UV_INSECURE_HOST]=$value ;;
+            cert) found[SSL_CERT_FILE]=$value ;;
             timeout | default-timeout | retries | *cache-dir | disable-pip-version-check | no-input | quiet | progress-bar | user) ;;
             *) return 1 ;;
         esac
     done < <(.venv/bin/python -m pip config list 2>>"$log")
+    for key in "${!found[@]}"; do [ -n "${!key:-}" ] || export "$key=${found[$key]}"; done
 }
 
-pip_install() { # by uv, which takes a third of pip's time; by pip where uv can't be had or doesn't get there
+by_uv() {
     local resolution=highest
     [ "${EBM_LOWEST:-0}" = 0 ] || resolution=lowest-direct
-    if [ -x .venv/bin/uv ] && (uv_as_pip && .venv/bin/uv pip install -q --python .venv/bin/python --resolution $resolution "$@" \
-        >>"$log" 2>&1); then return; fi
+    (uv_as_pip && .venv/bin/uv pip install -q --python .venv/bin/python --resolution $resolution "$@") >>"$log" 2>&1
+}
+
+pip_install() { # by uv, which takes half of pip's time; by pip where uv can't be had or doesn't get there
+    if [ "$with_uv" = yes ] && [ -x .venv/bin/uv ] && by_uv "$@"; then return; fi
+    with_uv=no # it would fail again, after as long
     [ "${EBM_LOWEST:-0}" = 0 ] && by_pip "$@"
 }
 
@@ -122,6 +128,8 @@ install() { # install "<extras>" [system packages that the caller can do without
         [ "${EBM_FFCV:-1}" = 0 ] || wheel || build_ffcv
     } &
     pip_install -e ".[$extras]" || { tail -n 5 "$log" >&2; echo "error: the packages cannot be installed (log: $log)" >&2; exit 1; }
+    # Where uv's files can't be linked, all would lie there twice.
+    [ "$(stat -c %h .venv/lib/python3*/site-packages/torch/__init__.py)" -gt 1 ] || rm -rf build/uv
     wait
     # While FFCV is installed:
     .venv/bin/python tools/build_kernels.py >build/kernels.txt 2>&1 &

@@ -62,8 +62,8 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
 def restored(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.device) -> tuple[Preconditioned, str, int]:
     """A trained model with its average number ``ema``, the name of its checkpoint ("newest", "best" or one's own) and its step.
 
-    Raises FileNotFoundError or OSError where there is no such checkpoint or it is damaged, ValueError where it has no such
-    average or is of another model.
+    Raises FileNotFoundError where there is no such run or checkpoint, ValueError where that is damaged, has no such average or
+    is of another model.
     """
     path = folder.checkpoint(checkpoint)
     state = load(path, device)
