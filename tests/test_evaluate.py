@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import ONE_THREAD, ROOT, Command
 
+from launch.metrics.evaluation import read
+
 ASKED = ["device=cpu", "precision=fp32", "sampler=heun", "sampler.steps=3", "n=20", "batch=4", "extractor=random",
          "metric.quality.kid_subset_size=10", "metric.quality.real=false", "metric.cost.batches=1"]
 
@@ -137,3 +139,10 @@ def test_images_that_cannot_be_measured_are_refused(images: Any, words: str, tra
     (line,) = done.stderr.strip().splitlines()
     assert words in line
     assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_images_and_labels_saved_without_names_are_read(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)
+    np.savez(tmp_path / "samples.npz", images, np.arange(6))
+    found = read(tmp_path / "samples.npz", count=5, shape=(3, 4, 5))
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images[:5])

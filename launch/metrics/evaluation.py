@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from ebm.arrays import MissingArrayError, array_in
 from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.sampling import batches_of
@@ -184,9 +183,11 @@ def given(path: Path, work: Work) -> Samples:
 def read(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tensor:
     """The first ``count`` images of an .npz, uint8 (count, C, H, W); raises ValueError unless it has so many of ``shape``."""
     try:
-        with np.load(path) as content:
-            images = content["images" if "images" in content.files else content.files[0]]
-    except (OSError, ValueError, IndexError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        try:
+            _, images = array_in(path, "images")
+        except MissingArrayError:  # numpy's name for a first array without one, as in samples of guided-diffusion
+            _, images = array_in(path, "arr_0")
+    except (OSError, ValueError) as error:
         raise ValueError(f"samples: {path} is not accepted; it must be an .npz with `images`, uint8 (n, H, W, C): "
                          f"{error}") from None
     channels, height, width = shape
