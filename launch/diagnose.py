@@ -29,7 +29,7 @@ from ebm.diagnose.training import short_average, spread, unguided
 from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
-from launch.config.build import build, place, plain
+from launch.config.build import build, naming, place, plain
 from launch.config.override import key
 from launch.diagnosis.words import record, words, write
 from launch.drawing.sampling import prepare
@@ -64,6 +64,8 @@ def main(cfg: DictConfig) -> None:
             before = doctor.diagnose(sampler)
             after, tried = cured(cfg, doctor, before) if again else (None, [])
         stack.close()
+        if again and after is None:
+            print("--try: nothing was tried, as no other sampler is prescribed", flush=True)
         about |= {"seconds": round(time.perf_counter() - start, 1)}
         content = record(before, after, about=about | {"tried": tried}, training=failings(cfg, doctor.images))
         write(content, before, after, folder=Path(cfg.out))
@@ -110,7 +112,8 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     artist, step = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
     given = config.data.test if cfg.held_out is None else place(cfg, "held_out")
-    data = Dataset.open(config.data.train if given is None else given)
+    with naming("held_out: " if cfg.held_out is not None else "", OSError):
+        data = Dataset.open(config.data.train if given is None else given)
     if data.shape != artist.shape:
         raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
     images = data.images(data.some(plain(cfg, "images", int, least=16)), device=world.device)

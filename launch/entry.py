@@ -18,12 +18,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from launch.config.manual import CONFIGS, choices, manual
-from launch.job.faults import Refused
+from launch.job.faults import BAD_INPUT, Refused
 from launch.job.process import verdict
 
 if TYPE_CHECKING:
@@ -57,6 +57,13 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
         if flags.help:
             print(manual(config, chosen(config, flags.overrides), sys.modules[main.__module__].__doc__ or ""))
             return
+        for one in flags.overrides:
+            if not one.lstrip("+~").partition("=")[0]:
+                refuse(f"{one}: names no key; a setting is written key=value, as in seed=1, and --help lists them")
+            if one.startswith("+") and (wrong := unknown_key(one.lstrip("+").partition("=")[0], config)):
+                refuse(wrong)
+        if flags.multirun and config != "sweep":
+            refuse(f"-m: {config}.py takes one value of each key; a study of several is python launch/sweep.py -m")
         # --cfg, a study's -m, and settings of Hydra's own
         if any(argument.lstrip("+~").startswith(("-", "hydra")) for argument in sys.argv[1:]):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(main)()
@@ -127,8 +134,8 @@ def checking(world: World | None = None) -> Iterator[None]:
         refuse(fault, world=world)
 
 
-def refuse(message: str, *, code: int = 2, world: World | None = None) -> NoReturn:
-    """Ends this process with ``message`` on one line and an exit code, 2 for bad input.
+def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None) -> NoReturn:
+    """Ends this process with ``message`` on one line and an exit code.
 
     It is said once: by rank 0 where all of ``world`` end so, else by the first process of the node.
     """
@@ -159,13 +166,36 @@ def explain(error: Exception, config: str) -> str:
         if group.startswith("experiment/"):
             group, choice = "experiment", (match[1] or match[2]).removeprefix("experiment/")
         return f"{group}={choice}: no such choice; accepted: {', '.join(choices(group))}"
+    if isinstance(error.__cause__, ValidationError) and (match := re.search(r"Error merging override ([^\s=]+)=(.*)", text)):
+        return f"{match[1]}: {match[2]!r} is not accepted; {str(error.__cause__).splitlines()[0]}"
     if match := re.search(r"(?:Could not override|Error merging override) '?([\w./@]+)", text):
-        key = match[1].split("=")[0]
-        near = difflib.get_close_matches(key, keys(config), n=3, cutoff=0.5)
-        return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")
-    if "See https://hydra.cc" in text:  # its grammar's errors
-        return f"{text.partition(' See https')[0]}: a setting is written key=value, a list as key=[1,2]"
+        return no_such_key(match[1].split("=")[0], config)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: can't be read; a setting is written key=value, a list as key=[1,2]"
     return text
+
+
+def no_such_key(key: str, config: str) -> str:
+    """What is said of a key that the config hasn't got."""
+    near = difflib.get_close_matches(key, keys(config), n=3, cutoff=0.5)
+    if key in near:  # by default
+        return f"{key}: no such key of the {key.partition('.')[0]} that is chosen"
+    return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")
+
+
+def unknown_key(key: str, config: str) -> str:
+    """What is wrong with a key that is added with +, or nothing: below a target its signature is asked later."""
+    if "/" in key or key.startswith("hydra") or key in groups():
+        return ""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        node: Any = OmegaConf.to_container(hydra.compose(config), resolve=False)
+    for name in key.split("."):
+        if isinstance(node, dict) and "_target_" in node:
+            return ""
+        if not isinstance(node, dict) or name not in node:
+            return no_such_key(key, config)
+        node = node[name]
+    return ""
 
 
 def groups() -> list[str]:

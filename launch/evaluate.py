@@ -34,9 +34,10 @@ from launch.entry import checking, run
 from launch.job.faults import Refused, recorded
 from launch.job.preflight import meeting
 from launch.job.process import STOP_SIGNALS
-from launch.metrics.chosen import chosen
+from launch.metrics.chosen import chosen, named
 from launch.metrics.evaluation import Metric, Work, digest, write
 from launch.run.folder import RunFolder
+from launch.run.make import opened
 from launch.tracking.track import Tracking, publish, tracked
 
 
@@ -55,8 +56,11 @@ def main(cfg: DictConfig) -> None:
         with checking(world):
             tracking = tracked(cfg)
             work = prepared(cfg, world)
-            for metric in metrics.values():
-                metric.check(work)
+            if cfg.label is not None and Path(plain(cfg, "label", str)).name != cfg.label:
+                raise ValueError(f"label: {cfg.label!r} is not accepted; it is part of a file's name")
+            for name, metric in metrics.items():
+                with named(name, metric):
+                    metric.check(work)
         with checking():  # it asks every process itself
             agreed(work.artist, world)
         if work.given:
@@ -78,10 +82,9 @@ def prepared(cfg: DictConfig, world: World) -> Work:
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
     plain(cfg, "again", bool)
-    train, test = (None if path is None else Dataset.open(path) for path in
-                   (config.data.train if cfg.train is None else place(cfg, "train"),
-                    config.data.test if cfg.held_out is None else place(cfg, "held_out")))
-    assert train is not None
+    train = Dataset.open(config.data.train) if cfg.train is None else opened(cfg, "train")
+    own = None if config.data.test is None else Dataset.open(config.data.test)
+    test = own if cfg.held_out is None else opened(cfg, "held_out")
     for key, data in {"train": train, "held_out": test}.items():
         if data is not None and data.shape != artist.shape:
             raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {artist.shape}")
@@ -102,7 +105,7 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
     work = replace(work, stem=stem)
     try:
         # What reads the model itself says that it is of float32, and cuDNN's own default on a GPU is TF32.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=metric.of_samples):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=metric.of_samples), named(name, metric):
             figures = metric(work)
     except ValueError as error:  # the others notice that this process is gone
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

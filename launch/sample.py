@@ -55,6 +55,7 @@ def main(cfg: DictConfig) -> None:
         aside = drawn_aside(cfg, artist, step, world, parts=parts)
         if world.is_main:
             protocol = gathered(cfg, artist, step, aside=aside)
+            (out / "failure.json").unlink(missing_ok=True)  # an earlier start's
             publish(tracking, protocol, name=f"{Path(cfg.run).resolve().name} {protocol.stem}", kind="sample", config=cfg)
 
 

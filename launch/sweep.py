@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the code beside this file, whatever is installed
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 import launch.study.launcher  # noqa: F401  (makes itself known to Hydra)
@@ -26,7 +27,11 @@ def with_study(arguments: list[str]) -> list[str]:
     """The command line, with the default study where it names none and gives no key several values."""
     if not {"-m", "--multirun"} & set(arguments):
         return arguments
-    overrides = OverridesParser.create().parse_overrides([one for one in arguments if "=" in one and not one.startswith("-")])
+    given = [one for one in arguments if "=" in one and not one.startswith("-")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(given)
+    except HydraException:  # which Hydra says itself, on its way
+        return arguments
     if any(one.key_or_group == "sweep" or one.is_sweep_override() for one in overrides):
         return arguments
     return [*arguments, "sweep=default"]

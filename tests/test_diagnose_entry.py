@@ -55,7 +55,7 @@ def test_images_that_are_not_held_out_are_not_called_so(tiny: list[str], command
     (["run=nowhere"], "run: nowhere holds no config.yaml"),
     (["sampler.steps=0"], "sampler.steps: 0 is not accepted"),
     (["effort.samples=1"], "effort.samples: 1 is not accepted; it must be at least 2"),
-    (["held_out=nowhere.beton"], "nowhere.beton: no such data file"),
+    (["held_out=nowhere.beton"], "held_out: nowhere.beton: no such data file"),
     (["try=perhaps"], "try: 'perhaps' is not accepted; it must be bool"),
     (["smapler=heun"], "smapler: no such key"),
 ])
@@ -64,6 +64,7 @@ def test_refusals_are_one_line(bad: list[str], said: str, trained: Path, command
     assert done.returncode == 2, done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and said in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_logs_calibration_and_is_not_touched_by_it(trained: Path, tiny: list[str], command: Command,

@@ -142,3 +142,15 @@ def test_a_model_without_sigma_is_blind_off_its_level() -> None:
     assert low <= 0.5 <= high and high < 2
     at_home = diagnosed(Fixed(law, level=0.5), partial(langevin, **LANGEVIN), data=law, trained=(0.5, 0.5))
     assert at_home.verdicts == ["noise left"]
+
+
+def test_a_sound_sampler_of_a_wrong_score_is_not_cured_by_another() -> None:
+    """More steps of a wrong score end as wrong: what is prescribed is training."""
+    wrong = Gaussian(mean=torch.full((2, 8, 8), 0.7), std=torch.full((2, 8, 8), 0.3))
+    diagnosis = diagnosed(wrong, partial(dpm_solver_pp_2m, grid=NEAR, steps=40), data=plain(0.3))
+    assert "blind" in diagnosis.verdicts
+    assert diagnosis.facts.trial.sound
+    assert diagnosis.prescription is not None
+    assert diagnosis.prescription.sampler is None
+    assert diagnosis.prescription.training
+    assert "for longer" in diagnosis.prescription.words

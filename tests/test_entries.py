@@ -1,6 +1,7 @@
 """Bad input ends in one line that names the key and what is accepted, before anything is written; help helps."""
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
 import signal
@@ -190,7 +191,13 @@ def test_a_target_without_types_takes_what_it_is_given() -> None:
     (["task=inpaint"], "task: not a group of this config; groups: average, data, experiment, model, model/head, objective, "),
     (["experiment=journy/noise"], "experiment=journy/noise: no such choice; accepted: dual, energy_vs_score/inner_product, "),
     (["--batch", "64"], "--batch: no such flag; a setting is written key=value, as in seed=1, and --help lists them\n"),
-    (["budget.batch", "64"], "Error parsing override 'budget.batch' missing EQUAL at '<EOF>': a setting is written key=value"),
+    (["budget.batch", "64"], "budget.batch: can't be read; a setting is written key=value, a list as key=[1,2]\n"),
+    (["model=cnn,"], "model=cnn,: can't be read; a setting is written key=value, a list as key=[1,2]\n"),
+    (["=3"], "=3: names no key; a setting is written key=value, as in seed=1, and --help lists them\n"),
+    (["+sead=3"], "sead: no such key; did you mean seed"),
+    (["+save.evry=3"], "save.evry: no such key; did you mean save.every"),
+    (["schedule=single", "schedule.sigma_min=1"], "schedule.sigma_min: no such key of the schedule that is chosen\n"),
+    (["-m", "seed=0,1"], "-m: train.py takes one value of each key; a study of several is python launch/sweep.py -m\n"),
 ])
 def test_what_is_no_setting_is_answered_with_what_is(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -215,6 +222,18 @@ def test_another_config_for_the_same_run_is_refused(
             with pytest.raises(SystemExit):
                 run(train.main, config="train")
     assert "holds a checkpoint of another config: seed: 0 -> 1" in capfd.readouterr().err
+    assert not (tmp_path / "failure.json").exists(), "the run has not failed: a command line was refused"
+
+
+def test_fewer_images_than_a_run_has_seen_are_refused(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for images in (24, 24, 16):
+        monkeypatch.setattr(sys, "argv", ["train.py", *tiny, f"run={tmp_path}", f"budget.images={images}"])
+        with pytest.raises(SystemExit) if images == 16 else contextlib.nullcontext():
+            run(train.main, config="train")
+    assert f"error: budget.images: 16 is not accepted; {tmp_path} has seen 24 already" in capfd.readouterr().err
+    assert "images: 24" in (tmp_path / "config.yaml").read_text()
 
 
 def test_work_is_collected_and_imports_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

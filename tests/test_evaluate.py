@@ -108,7 +108,11 @@ def test_a_killed_evaluation_goes_on(trained: Path, command: Command, tmp_path: 
     (["metrics=quality"], "metrics: 'quality' is not accepted"),
     (["metrics=[cost]", "n=0"], "n: 0 is not accepted"),
     (["metrics=[cost]", "ema=9"], "ema: 9 is not accepted"),
-    (["metrics=[cost]", "held_out=nowhere.beton"], "nowhere.beton"),
+    (["metrics=[cost]", "held_out=nowhere.beton"], "error: held_out: nowhere.beton: no such data file"),
+    (["metrics=[cost]", "label=a/b"], "error: label: 'a/b' is not accepted"),
+    (["metrics=[outliers]", "metric.outliers.count=1"], "error: metric.outliers.count: 1 is not accepted"),
+    (["metrics=[neighbours]", "metric.neighbours.k=500"], "error: metric.neighbours.k: 500 is not accepted"),
+    (["metrics=[outliers]", "metric.outliers.made=[]"], "error: metric.outliers.made: [] is not accepted; there must be a set"),
     (["metrics=[fid]", "extractor=inception", "extractor.file=nowhere.pth"], "tools/fetch_weights.py"),
 ])
 def test_bad_input_is_one_line_and_writes_nothing(overrides: list[str], words: str, trained: Path, command: Command,

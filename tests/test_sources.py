@@ -61,6 +61,13 @@ def test_folder_passes_images_of_the_right_size_unchanged_in_order_of_path(tmp_p
     np.testing.assert_array_equal(np.stack(list(source.images())), pixels[[2, 1, 0]])
 
 
+def test_folder_counts_the_pictures_that_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("a.png", "b.gif", "c.tiff", "d.gif"):
+        Image.fromarray(noise(1, 8, 8, 3)[0]).save(tmp_path / name)
+    with pytest.warns(UserWarning, match=r": 2 \.gif, 1 \.tiff left out; \.bmp, \.jpeg, \.jpg, \.png, \.webp are read"):
+        assert folder(tmp_path, size=8).count == 1
+
+
 def test_folder_cuts_the_centre_square_and_averages_when_it_shrinks(tmp_path: Path) -> None:
     wide = np.zeros((16, 48, 3), np.uint8)
     wide[:, 16:32] = noise(16, 16, 3)  # the centre; the sides are black

@@ -125,7 +125,7 @@ def test_what_only_changes_sampling_trains_once(tiny: list[str], tmp_path: Path)
 
 def test_samples_that_are_measured_are_those_that_would_be_drawn(tiny: list[str], tmp_path: Path) -> None:
     asked = [*without_sampler(tiny), "sampler=heun"]
-    quality = ["metrics=[quality]", "extractor=random"]
+    quality = ["metrics=[quality]", "extractor=random", "metric.quality.kid_subset_size=2", "metric.quality.reference_count=20"]
     (_, drawn), (_, measured), (_, otherwise) = (make([[*asked, *more]], tmp_path) for more in (
         [], quality, [*quality, "metric.quality.batch=7"]))
     assert drawn.folder == measured.folder == otherwise.folder
@@ -146,6 +146,18 @@ def test_samples_that_are_measured_are_those_that_would_be_drawn(tiny: list[str]
         make([[*asked, "extractor=random"]], tmp_path)
     with pytest.raises(ValueError, match=r"fetch_weights\.py"):
         make([[*asked, "metrics=[quality]", "extractor.file=nowhere.pth"]], tmp_path)
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["metrics=[quality]", "extractor=random"], "sample.n: 4 is not accepted; kid needs at least 1000 images"),
+    (["metrics=[density]"], "metric.density: a run trained by DenoisingScoreMatching is not accepted"),
+    (["metrics=[likelihood]", "metric.likelihood.images=1000"], "metric.likelihood.images: 1000 is not accepted"),
+    (["metrics=[neighbours]", "metric.neighbours.k=500"], "metric.neighbours.k: 500 is not accepted; there are 60"),
+])
+def test_what_no_trained_run_could_be_measured_by_is_refused_before_it_trains(
+        more: list[str], said: str, tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        make([[*without_sampler(tiny), "sampler=heun", *more]], tmp_path)
 
 
 @pytest.mark.parametrize(("change", "same"), [

@@ -59,7 +59,11 @@ def main() -> None:
         if options.list:
             table(("figure", "metric", "records", "protocols", "better"), listed(records))
             return
-        groups = grouped(rows(records, options.figure))
+        chosen = rows(records, options.figure)
+        for label in dict.fromkeys(label for label, _ in records):
+            if label not in {row.label for row in chosen}:
+                print(f"note: {label}: no record of {options.figure}", file=sys.stderr)
+        groups = grouped(chosen)
         if len(groups) > 1 and not options.apart:
             raise ValueError("\n  ".join([f"--figure: {options.figure} is here by {len(groups)} protocols, which don't rank "
                                          "against each other; --apart lists each by itself", *apart(groups)]))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -119,6 +120,7 @@ def main() -> None:
     """Entry."""
     options = arguments().parse_args()
     signal.signal(signal.SIGTERM, stopped)
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"  # type: ignore[assignment]  # not the code that warns
     try:
         for path, source in options.plan(options).items():
             print(prepare(path, source, force=options.force, verify=options.verify))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +79,22 @@ def square(file: Path, *, size: int) -> Pixels:
 def folder(path: str | Path, *, size: int) -> Source:
     """Every png, jpg, jpeg, webp and bmp file under ``path``, in the order of their paths, as size x size RGB.
 
-    Raises ValueError if there is none or ``size`` is below 1; an unreadable file raises ValueError when reached.
+    Transparency is dropped. Pictures of other kinds are left out, with a warning that counts them. Raises ValueError if there
+    is no file or ``size`` is below 1; an unreadable file raises ValueError when reached.
     """
     path = Path(path)
     if size < 1:
         raise ValueError(f"size: {size!r} is not accepted; it must be at least 1 pixel")
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
-    files = sorted((file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-                    and not file.name.startswith(".")), key=lambda file: file.relative_to(path).as_posix())
+    every = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    files = sorted((file for file in every if file.suffix.lower() in SUFFIXES),
+                   key=lambda file: file.relative_to(path).as_posix())
+    others = Counter(file.suffix.lower() for file in every) & Counter(
+        {suffix: len(every) for suffix in {*Image.registered_extensions()} - SUFFIXES})
+    if others:
+        left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        warnings.warn(f"{path}: {left} left out; {', '.join(sorted(SUFFIXES))} are read", stacklevel=2)
     if not files:
         raise ValueError(f"{path}: holds no {', '.join(sorted(SUFFIXES))} file")
     listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)

@@ -58,13 +58,16 @@ def assigned(cfg: DictConfig, artist: Artist, prepare: Prepare) -> Artist:
     assert isinstance(settings, dict)
     task: Task = build(cfg.task, key="task")
 
+    if isinstance(task, Compose) and not task.runs:
+        raise ValueError("task.runs: [] is not accepted; it must be a list of runs' folders, the first of them run=")
     if isinstance(task, Compose) and [Path(run).resolve() for run in task.runs[:1]] != [Path(cfg.run).resolve()]:
         raise ValueError(f"run: {cfg.run!r} is not accepted; with task=compose it is the first of task.runs, {task.runs!r}")
 
     def other(run: str) -> Artist:
         there = OmegaConf.merge(cfg, {"run": run})
         assert isinstance(there, DictConfig)
-        return artist if run == cfg.run else prepare(there)[0]
+        with naming("runs: ", FileNotFoundError):
+            return artist if run == cfg.run else prepare(there)[0]
 
     order = Order(name=name, settings={str(key): value for key, value in settings.items()}, other=other)
     with naming("task."):

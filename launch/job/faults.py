@@ -15,6 +15,8 @@ from pathlib import Path
 from ebm.files import write_atomically
 from launch.job.process import node, start, verdict
 
+BAD_INPUT = 2  # the exit code of a command line that is refused
+
 
 class Refused(SystemExit):
     """The end of a process whose reason has been said in one line."""
@@ -28,12 +30,14 @@ class Refused(SystemExit):
 def recorded(folder: Path) -> Iterator[None]:
     """Context whose failure is written to ``folder``/failure.json by the first process that fails.
 
-    An exception nobody expected ends the process at once: what it would wait for may never come.
+    A command line that is refused has told whoever typed it, and says nothing about the run in the folder; a job's has nobody
+    else to tell. An exception nobody expected ends the process at once: what it would wait for may never come.
     """
     try:
         yield
     except Refused as refusal:
-        record(folder, refusal.message)
+        if refusal.code != BAD_INPUT or "EBM_JOB" in os.environ:
+            record(folder, refusal.message)
         raise
     except Exception as error:
         text = traceback.format_exc()

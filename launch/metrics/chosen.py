@@ -1,6 +1,11 @@
 """Which metrics a config asks for."""
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+
 from omegaconf import DictConfig, OmegaConf
 
 from launch.config.build import build
@@ -18,6 +23,17 @@ def chosen(cfg: DictConfig) -> dict[str, Metric]:
         settings.metric.quality.figures = figures
     names = dict.fromkeys("quality" if name in QUALITY else name for name in asked)
     return {name: build(settings.metric[name], key=f"metric.{name}") for name in names}
+
+
+@contextlib.contextmanager
+def named(name: str, metric: Metric) -> Iterator[None]:
+    """Context in which a refusal that begins with an argument of the metric begins with its place in the config."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        argument = re.split(r"[:.\[]", str(error), maxsplit=1)[0]
+        own = is_dataclass(metric) and argument in {one.name for one in fields(metric)}
+        raise ValueError(f"metric.{name}.{error}" if own else str(error)) from error
 
 
 def plain_names(cfg: DictConfig) -> list[str]:

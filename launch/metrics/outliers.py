@@ -17,7 +17,7 @@ from ebm.evaluate.outlier_sets import MADE, STANDARD, found, standard
 from ebm.evaluate.outliers import Array, Typical, auroc, auroc_stderr, fpr95, readings
 from ebm.randomness import generator
 from ebm.schedule import LogUniform, NoiseSchedule
-from launch.config.build import build
+from launch.config.build import build, naming
 from launch.metrics.chart import charting, png
 from launch.metrics.evaluation import Figures, Rows, Work
 
@@ -72,10 +72,20 @@ class Outliers:
         for name, path in self.sets.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {*MADE, *STANDARD, LEARNT, REAL}:
                 raise ValueError(f"metric.outliers.sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and new")
-            found(path, count=1, shape=work.artist.shape, seed=self.seed)
-        if not (self.made or self.standard or self.sets):
-            raise ValueError("metric.outliers.made: [] is not accepted; there must be a set in made, standard or sets")
+            with naming(f"metric.outliers.sets.{name}: ", OSError):
+                found(path, count=1, shape=work.artist.shape, seed=self.seed)
+        if not (self.made or self.sets or any(self.is_there(name, work) for name in self.standard)):
+            raise ValueError("metric.outliers.made: [] is not accepted; there must be a set in made or sets, or one of "
+                             f"standard in {self.data_root}")
         charting()
+
+    def is_there(self, name: str, work: Work) -> bool:
+        """Whether a standard set can be read."""
+        try:
+            standard(name, self.data_root, count=1, shape=work.artist.shape, seed=self.seed)
+        except FileNotFoundError:
+            return False
+        return True
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""

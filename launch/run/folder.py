@@ -96,7 +96,7 @@ class RunFolder:
             path = best[0] if best else None
         else:
             path = Path(which) if "/" in which else checkpoints.folder / which
-        if path is None or not path.exists():
+        if path is None or not path.is_file():
             raise FileNotFoundError(f"checkpoint: {which!r} is not in {checkpoints.folder}; "
                                     f"there are {', '.join(p.name for p in checkpoints.paths()) or 'none'}")
         return path

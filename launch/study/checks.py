@@ -1,7 +1,10 @@
 """Whether a config can be made into a run or a sampling, tried without their memory or time."""
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -9,13 +12,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
+from ebm.precision import Precision
 from ebm.sampling import batches_of, trajectory
-from ebm.train.distributed import known_device
+from ebm.train.distributed import World, known_device
 from launch.config.build import build, naming, plain, seed
 from launch.config.settings import check_settings, precision
 from launch.entry import asked_for
 from launch.run.make import datasets
+from launch.run.make import opened as open_at
 from launch.tracking.track import tracked
+
+KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load for images of a shape, once for all points
 
 
 def check(kind: str, text: str) -> tuple[str, int, int] | None:
@@ -39,15 +46,15 @@ def check_run(text: str) -> tuple[str, int, int]:
     budget = check_settings(cfg)
     for part in ("schedule", "rate"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
-    data = opened(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
+    data, _ = opened(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
     check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
     return data.manifest.sha256, budget.steps, budget.batch
 
 
 @functools.lru_cache(None)
-def opened(text: str) -> Dataset:
-    """The training images, where the held-out ones fit them: each pair once, whatever the number of points."""
-    return datasets(parsed(text))[0]
+def opened(text: str) -> tuple[Dataset, Dataset | None]:
+    """The training images and the held-out ones, which fit them: each pair once, whatever the number of points."""
+    return datasets(parsed(text))
 
 
 @functools.lru_cache(None)
@@ -89,13 +96,33 @@ def check_sampler(text: str) -> None:
 
 @functools.lru_cache(None)
 def check_metrics(text: str) -> None:
-    """Builds the metrics asked for."""
-    from launch.metrics.chosen import chosen  # which most studies do without
-    from launch.metrics.quality import Quality
+    """Has the metrics asked for check all that they will check of the ``run`` when it is trained."""
+    from launch.drawing.artist import Artist  # most studies measure nothing
+    from launch.metrics.chosen import chosen, named
+    from launch.metrics.evaluation import Work
 
-    for metric in chosen(parsed(text)).values():
-        if isinstance(metric, Quality):
-            metric.extractor.load(torch.device("cpu"))  # its weights are there
+    cfg, device = parsed(text), torch.device("cpu")
+    asked, run = cfg.evaluation, cfg.run
+    train, test = opened(OmegaConf.to_yaml({"data": {"train": run.data.train, "test": run.data.test}}))
+    train = train if asked.train is None else open_at(asked, "train")
+    test = test if asked.held_out is None else open_at(asked, "held_out")
+    artist = Artist(model=on_meta(OmegaConf.to_yaml(run.model)), sampler=build(asked.sampler, key="sampler"), shape=train.shape,
+                    seed=asked.seed, precision=Precision(name="fp32"), device=device)
+    work = Work(artist=artist, world=World(rank=0, size=1, device=device), cfg=asked, config=run, train=train, held_out=test,
+                n=asked.n, batch=asked.batch, step=0, checkpoint="", kept=KEPT.setdefault(train.shape, {}))
+    for name, metric in chosen(asked).items():
+        with drawing(), named(name, metric):
+            metric.check(work)
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Context in which a refusal of what is drawn begins with its place in a study's config."""
+    try:
+        yield
+    except ValueError as error:
+        own = str(error).startswith(("n:", "batch:", "seed:"))
+        raise ValueError(f"sample.{error}" if own else str(error)) from error
 
 
 def parsed(text: str) -> DictConfig:

@@ -17,6 +17,8 @@ from launch.config.override import key
 from launch.run.identity import flat, is_free
 from launch.study.point import Point
 
+RUN = ("model", "objective", "schedule", "data")  # what metrics ask of a run's config
+MEASURING = ["run", "metrics", "metric", "extractor", "sampler", "n", "batch", "seed", "samples", "train", "held_out"]
 STUDY = ("dry", "cluster", "sweep", "store", "code", "report")  # keys of configs/sweep.yaml that are no run's
 
 
@@ -47,6 +49,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
     """The points of a multirun, each training once, each checked; raises ValueError where a run can't be made of one."""
     trained: dict[tuple[str, ...], Point] = {}
     models: dict[tuple[str, ...], Any] = {}
+    configs: dict[tuple[str, ...], Any] = {}
     found: dict[Path, Point] = {}
     composed = functools.lru_cache(None)(lambda entry, sample: compose(entry, ["run=x", *sample]))
     parts = [split(overrides) for overrides in jobs]
@@ -57,6 +60,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             sha256, steps, batch = check("train", OmegaConf.to_yaml(cfg))
             folder = store / "runs" / run_name(train, cfg, sha256=sha256, code=code)
             trained[train] = Point("train", label(train, names[0]), folder, train, steps=steps, batch=batch)
+            configs[train] = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in RUN}
             models[train] = {"model": OmegaConf.to_container(cfg.model), "averages": len(cfg.average.rules)}
         point = found.setdefault(trained[train].folder, trained[train])
         experiment = next((one for one in train if key(one) == "experiment"), "experiment=null")
@@ -71,7 +75,8 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             raise ValueError("metrics: nothing is not accepted beside settings of metrics; metrics=[quality] measures by one")
         if measured:  # samples are drawn to be measured, as many as that asks for
             evaluation = composed("evaluate", full)
-            check("evaluate", OmegaConf.to_yaml(OmegaConf.masked_copy(evaluation, ["metrics", "metric", "extractor"])))
+            measuring = OmegaConf.masked_copy(evaluation, MEASURING)
+            check("evaluate", OmegaConf.to_yaml(OmegaConf.create({"evaluation": measuring, "run": configs[train]})))
             full = (*full, f"label={digest(asked(evaluation))[:8]}")
             drawing += tuple(f"{name}={evaluation[name]}" for name in ("n", "batch") if name not in {*map(key, drawing)})
         settings = composed("sample", drawing)
