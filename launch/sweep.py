@@ -32,6 +32,8 @@ def with_study(arguments: list[str]) -> list[str]:
         overrides = OverridesParser.create().parse_overrides(given)
     except HydraException:  # which Hydra says itself, on its way
         return arguments
+    if any(one.key_or_group == "store" and not one.value() for one in overrides):
+        refuse("store: nothing is not accepted; it must be a path")  # Hydra would make a folder at the root
     if any(one.key_or_group == "sweep" or one.is_sweep_override() for one in overrides):
         return arguments
     return [*arguments, "sweep=default"]

@@ -57,7 +57,9 @@ def test_runs_are_ranked_by_what_is_better(three: list[Path]) -> None:
     assert "protocol: n 50,000 · reference cifar10 a1b2c3d4 · extractor inception 6726825d\n" in done.stdout
     assert order(compare(*three, "--figure", "precision")) == ["first", "second", "third"], "more precision is better"
     (three[1] / "evaluations" / "quality-heun.json").unlink()
-    assert order(compare(*three, "--figure", "quality.kid")) == ["second", "third"]
+    without = compare(*three, "--figure", "quality.kid")
+    assert order(without) == ["second", "third"]
+    assert without.stderr == f"note: {three[1]}: no record of quality.kid\n"
 
 
 def test_what_is_within_the_errors_is_not_told_apart(three: list[Path]) -> None:
@@ -160,6 +162,7 @@ def test_damaged_records_are_named_and_the_others_ranked(three: list[Path]) -> N
     (["{runs}", "--figure", "fid", "--by", "joules"], "no record of fid tells its cost in joules an image; metrics=[cost]"),
     (["{runs}", "--figure", "fid", "--out", "a.png"], "--out: it goes with --by"),
     (["{runs}", "--figure", "fid", "--by", "nfe", "--out", "a.pdf"], "give a name that ends in .png"),
+    (["{runs}", "--figure", "fid", "--by", "nfe", "--out", "/no/a.png"], "'/no/a.png' is not accepted; there is no folder /no"),
     (["{runs}"], "--figure"),
 ])
 def test_bad_input_is_told_and_writes_nothing(words: list[str], said: str, three: list[Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from launch import diagnose, entry, evaluate, sample, train
 from launch.config.build import build
 from launch.config.manual import CONFIGS, choices, headed, manual
 from launch.entry import run
+from launch.job.faults import Refused, recorded
 from launch.job.process import node
 
 BAD = {
@@ -223,6 +224,20 @@ def test_another_config_for_the_same_run_is_refused(
                 run(train.main, config="train")
     assert "holds a checkpoint of another config: seed: 0 -> 1" in capfd.readouterr().err
     assert not (tmp_path / "failure.json").exists(), "the run has not failed: a command line was refused"
+
+
+@pytest.mark.parametrize(("code", "study", "left"), [
+    (2, "", False), (2, "EBM_JOB", True), (2, "EBM_STUDY", True), (1, "", True)])
+def test_a_refusal_is_written_down_where_nobody_reads_the_line(
+    code: int, study: str, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EBM_JOB", "EBM_STUDY"):
+        monkeypatch.delenv(name, raising=False)
+    if study:
+        monkeypatch.setenv(study, str(tmp_path))
+    with pytest.raises(Refused), recorded(tmp_path):
+        raise Refused(code, "no")
+    assert (tmp_path / "failure.json").exists() == left
 
 
 def test_fewer_images_than_a_run_has_seen_are_refused(

@@ -23,6 +23,7 @@ from launch.study.checks import check
 from launch.study.design import points, split, varying
 from launch.study.point import Point
 from launch.study.store import freeze
+from launch.sweep import with_study
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -172,6 +173,15 @@ def test_a_run_is_known_by_config_data_and_code(change: str, same: bool, tiny: l
     assert (before.folder == after.folder) == same
     assert make([tiny], tmp_path, code="v2")[0].folder != before.folder
     assert make([tiny[::-1]], tmp_path)[0].folder == before.folder, "the order of overrides makes another run"
+
+
+def test_the_command_line_of_a_study_has_a_sweep_and_a_store(capfd: pytest.CaptureFixture[str]) -> None:
+    assert with_study(["-m", "seed=1"]) == ["-m", "seed=1", "sweep=default"]
+    assert with_study(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]
+    assert with_study(["-m", "sampler=heun,"]) == ["-m", "sampler=heun,"], "Hydra says what is wrong with it"
+    with pytest.raises(SystemExit):
+        with_study(["-m", "store="])
+    assert capfd.readouterr().err == "error: store: nothing is not accepted; it must be a path\n"
 
 
 def test_labels_tell_apart_and_no_more() -> None:

@@ -43,6 +43,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--by: it goes with --figure")
     if options.out is not None and options.out.suffix != ".png":
         parser.error(f"--out: {str(options.out)!r} is not accepted; give a name that ends in .png")
+    if options.out is not None and not options.out.parent.is_dir():
+        parser.error(f"--out: {str(options.out)!r} is not accepted; there is no folder {options.out.parent}")
     return options
 
 
@@ -60,9 +62,10 @@ def main() -> None:
             table(("figure", "metric", "records", "protocols", "better"), listed(records))
             return
         chosen = rows(records, options.figure)
-        for label in dict.fromkeys(label for label, _ in records):
-            if label not in {row.label for row in chosen}:
-                print(f"note: {label}: no record of {options.figure}", file=sys.stderr)
+        for folder in options.folders:
+            inside = (row.record.path.resolve().is_relative_to(folder.resolve()) for row in chosen)
+            if not (any(inside) or (folder / "study.json").exists()):  # a study's runs lie elsewhere
+                print(f"note: {folder}: no record of {options.figure}", file=sys.stderr)
         groups = grouped(chosen)
         if len(groups) > 1 and not options.apart:
             raise ValueError("\n  ".join([f"--figure: {options.figure} is here by {len(groups)} protocols, which don't rank "

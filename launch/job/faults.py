@@ -30,13 +30,13 @@ class Refused(SystemExit):
 def recorded(folder: Path) -> Iterator[None]:
     """Context whose failure is written to ``folder``/failure.json by the first process that fails.
 
-    A command line that is refused has told whoever typed it, and says nothing about the run in the folder; a job's has nobody
+    A command line that is refused has told whoever typed it, and says nothing about the run in the folder; a study's has nobody
     else to tell. An exception nobody expected ends the process at once: what it would wait for may never come.
     """
     try:
         yield
     except Refused as refusal:
-        if refusal.code != BAD_INPUT or "EBM_JOB" in os.environ:
+        if refusal.code != BAD_INPUT or {"EBM_JOB", "EBM_STUDY"} & os.environ.keys():
             record(folder, refusal.message)
         raise
     except Exception as error:
