@@ -94,7 +94,8 @@ def test_ranges_of_data_are_told_apart() -> None:
     other = torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     assert sample_range(other, reference) is not None
     assert sample_range(2 * other - 1, reference) is None
-    assert spread(Reference.fit(0.3 * images, components=8), sigma_data=0.5) is not None
+    found = spread(Reference.fit(0.3 * images, components=8), sigma_data=0.5)
+    assert found is not None and found.words.endswith(f"train with data.sigma_data={0.3 * float(images.std()):.3g}")
     assert spread(reference, sigma_data=0.5) is None
 
 

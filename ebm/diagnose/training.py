@@ -38,7 +38,8 @@ def spread(reference: Reference, *, sigma_data: float) -> Finding | None:
     if 1 / 1.6 <= sigma_data / max(actual, 1e-12) <= 1.6:
         return None
     return Finding(name="data range", numbers={"sigma_data": sigma_data, "standard_deviation": actual}, words=(
-        f"the model is made for pixels of standard deviation {sigma_data:.3g} and the images have {actual:.3g}"))
+        f"the model is made for pixels of standard deviation {sigma_data:.3g} and the images have {actual:.3g}: "
+        f"train with data.sigma_data={actual:.3g}"))
 
 
 def short_average(decay: Callable[[int, int], float], *, step: int, batch: int) -> Finding | None:
