@@ -58,7 +58,7 @@ REFUSED = {
     "average.rules=[]": "average.rules: [] is not accepted; it must name at least one average",
     "average.rules.0.sigma_rel=5": "average.rules.0.sigma_rel: 5 is not accepted",
     "objective.weighting=edm": "objective.weighting: 'edm' is not accepted; choose by objective/weighting=<choice>: edm,",
-    "optimizer.betas=[0.9]": "optimizer: {'betas': [0.9], ",
+    "optimizer.betas=[0.9]": "optimizer.betas: [0.9] is not accepted; it must be two numbers",
     "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
     "average.rules=[1]": "average.rules.0: 1 is not accepted; it must have a _target_",
     "model.network=null": "model.network: None is not accepted; it must have a _target_ that makes Module",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ebm.data.stream import known
 from ebm.precision import DTYPES
@@ -69,6 +69,9 @@ def optimizer(cfg: DictConfig, parameters: Iterable[torch.nn.Parameter]) -> torc
     """The optimizer of the parameters."""
     if "lr" in cfg.optimizer:
         raise ValueError(f"optimizer.lr: {cfg.optimizer.lr!r} is not accepted; the rate is its own part, see rate.peak")
+    betas = cfg.optimizer.get("betas")
+    if "betas" in cfg.optimizer and not (OmegaConf.is_list(betas) and len(betas) == 2):
+        raise ValueError(f"optimizer.betas: {betas!r} is not accepted; it must be two numbers, as in [0.9,0.99]")
     make = build(cfg.optimizer, key="optimizer")
     try:
         made: torch.optim.Optimizer = make(parameters)
