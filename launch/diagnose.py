@@ -29,13 +29,14 @@ from ebm.diagnose.training import short_average, spread, unguided
 from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
-from launch.config.build import build, naming, place, plain
+from launch.config.build import build, place, plain
 from launch.config.override import key
 from launch.diagnosis.words import record, words, write
 from launch.drawing.sampling import prepare
 from launch.entry import checking, run
 from launch.job.faults import recorded
 from launch.run.folder import RunFolder
+from launch.run.make import opened
 from launch.tracking.track import publish, tracked
 
 ROUNDS = 3  # of prescribing and trying, at most
@@ -111,9 +112,8 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
     artist, step = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
-    given = config.data.test if cfg.held_out is None else place(cfg, "held_out")
-    with naming("held_out: " if cfg.held_out is not None else "", OSError):
-        data = Dataset.open(config.data.train if given is None else given)
+    held_out = cfg.held_out is not None or config.data.test is not None
+    data = opened(cfg, "held_out") if cfg.held_out is not None else Dataset.open(config.data.test or config.data.train)
     if data.shape != artist.shape:
         raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
     images = data.images(data.some(plain(cfg, "images", int, least=16)), device=world.device)
@@ -122,7 +122,7 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     doctor = Doctor(model=artist.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
                     precision=artist.precision, seed=artist.seed, tell=tell)
     settings = OmegaConf.to_container(cfg.sampler, resolve=True)
-    about = {"run": str(cfg.run), "step": step, "data": str(data.path), "images": "training" if given is None else "held-out",
+    about = {"run": str(cfg.run), "step": step, "data": str(data.path), "images": "held-out" if held_out else "training",
              "precision": artist.precision.name,
              "sampler": HydraConfig.get().runtime.choices["sampler"], "settings": settings}
     return doctor, artist.sampler, about

@@ -187,8 +187,7 @@ def unknown_key(key: str, config: str) -> str:
     """What is wrong with a key that is added with +, or nothing: below a target its signature is asked later."""
     if "/" in key or key.startswith("hydra") or key in groups():
         return ""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        node: Any = OmegaConf.to_container(hydra.compose(config), resolve=False)
+    node = tree(config)
     for name in key.split("."):
         if isinstance(node, dict) and "_target_" in node:
             return ""
@@ -205,9 +204,13 @@ def groups() -> list[str]:
 
 def keys(config: str) -> list[str]:
     """Every key of the default config, dotted, and every group."""
+    return [*dotted(tree(config)), *groups()]
+
+
+def tree(config: str) -> Any:
+    """The default config as nested dicts."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        tree = OmegaConf.to_container(hydra.compose(config), resolve=False)
-    return [*dotted(tree), *groups()]
+        return OmegaConf.to_container(hydra.compose(config), resolve=False)
 
 
 def dotted(tree: Any, prefix: str = "") -> list[str]:

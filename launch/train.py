@@ -31,7 +31,7 @@ from launch.entry import checking, refuse, run
 from launch.job.clock import Start
 from launch.job.faults import recorded, watchdog
 from launch.job.preflight import meeting, preflight, readable
-from launch.job.process import STOP_SIGNALS, newest, node, number, verdict
+from launch.job.process import STOP_SIGNALS, node, number, verdict
 from launch.run.folder import RunFolder
 from launch.run.make import batches, datasets, make_trainer, resolved
 from launch.run.version import version
@@ -136,16 +136,12 @@ def listen() -> list[int]:
 
 def begin(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, steps: int) -> Path | None:
     """Makes the folder this run's own, as long as ``stack`` lasts; path of the checkpoint to go on from, if there is one.
-    Raises ValueError where it has made more than ``steps`` already.
 
     Rank 0 alone does this.
     """
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # its last start may still be dying on another node
     stack.enter_context(folder.held(wait_seconds=90 if requeued else 0))
-    if (made := newest(folder.path)) > steps:
-        raise ValueError(f"budget.images: {cfg.budget.images} is not accepted; {folder.path} has seen "
-                         f"{made * cfg.budget.batch} already: give more, or choose another run=<folder>")
-    folder.claim(cfg)
+    folder.claim(cfg, steps=steps)
     (folder.path / "failure.json").unlink(missing_ok=True)  # an earlier start's
     return folder.checkpoints().newest()
 

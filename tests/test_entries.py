@@ -245,11 +245,14 @@ def test_a_refusal_is_written_down_where_nobody_reads_the_line(
 def test_fewer_images_than_a_run_has_seen_are_refused(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for images in (24, 24, 16):
-        monkeypatch.setattr(sys, "argv", ["train.py", *tiny, f"run={tmp_path}", f"budget.images={images}"])
+    for images, batch in ((24, 8), (24, 8), (16, 8), (16, 16)):
+        asked = [f"run={tmp_path}", f"budget.images={images}", f"budget.batch={batch}"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *tiny, *asked])
         with pytest.raises(SystemExit) if images == 16 else contextlib.nullcontext():
             run(train.main, config="train")
-    assert f"error: budget.images: 16 is not accepted; {tmp_path} has seen 24 already" in capfd.readouterr().err
+    fewer, other = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
+    assert fewer.startswith(f"error: budget.images: 16 is not accepted; {tmp_path} has seen 24 already")
+    assert "holds a checkpoint of another config: budget.batch: 8 -> 16" in other
     assert "images: 24" in (tmp_path / "config.yaml").read_text()
 
 

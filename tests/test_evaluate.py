@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import ONE_THREAD, ROOT, Command
 
+from launch.metrics.chosen import named
+from launch.metrics.cost import Cost
 from launch.metrics.evaluation import read
 
 ASKED = ["device=cpu", "precision=fp32", "sampler=heun", "sampler.steps=3", "n=20", "batch=4", "extractor=random",
@@ -150,3 +152,11 @@ def test_images_and_labels_saved_without_names_are_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", images, np.arange(6))
     found = read(tmp_path / "samples.npz", count=5, shape=(3, 4, 5))
     assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images[:5])
+
+
+def test_only_a_refusal_of_an_argument_is_named_anew() -> None:
+    for error, said in ((ValueError("batches: 0"), "metric.cost.batches: 0"), (ValueError("n: 0"), "n: 0"),
+                        (OSError(28, "No space left on device"), "[Errno 28] No space left on device")):
+        with pytest.raises(type(error)) as raised, named("cost", Cost(warmup=1, batches=1)):
+            raise error
+        assert str(raised.value) == said

@@ -90,9 +90,8 @@ def folder(path: str | Path, *, size: int) -> Source:
     every = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
     files = sorted((file for file in every if file.suffix.lower() in SUFFIXES),
                    key=lambda file: file.relative_to(path).as_posix())
-    others = Counter(file.suffix.lower() for file in every) & Counter(
-        {suffix: len(every) for suffix in {*Image.registered_extensions()} - SUFFIXES})
-    if others:
+    kinds = {*Image.registered_extensions()} - SUFFIXES
+    if others := Counter(suffix for file in every if (suffix := file.suffix.lower()) in kinds):
         left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         warnings.warn(f"{path}: {left} left out; {', '.join(sorted(SUFFIXES))} are read", stacklevel=2)
     if not files:

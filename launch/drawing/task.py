@@ -191,7 +191,7 @@ class Compose:
     weights: list[float]
 
     def artist(self, artist: Artist, order: Order) -> Commission:
-        if len(self.runs) != len(self.weights) or not self.runs:
+        if len(self.runs) != len(self.weights):
             raise ValueError(f"weights: {self.weights!r} is not accepted; there must be one for each of runs={self.runs!r}")
         others = [order.other(run) for run in self.runs]
         for run, one in zip(self.runs, others, strict=True):

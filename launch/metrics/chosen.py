@@ -32,8 +32,9 @@ def named(name: str, metric: Metric) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         argument = re.split(r"[:.\[]", str(error), maxsplit=1)[0]
-        own = is_dataclass(metric) and argument in {one.name for one in fields(metric)}
-        raise ValueError(f"metric.{name}.{error}" if own else str(error)) from error
+        if is_dataclass(metric) and argument in {one.name for one in fields(metric)}:
+            raise ValueError(f"metric.{name}.{error}") from error
+        raise
 
 
 def plain_names(cfg: DictConfig) -> list[str]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ebm.files import write_atomically
 from ebm.train.checkpoint import Checkpoints
+from launch.job.process import newest
 from launch.run.identity import difference
 
 
@@ -46,13 +47,17 @@ class RunFolder:
         assert isinstance(config, DictConfig)
         return config
 
-    def claim(self, config: DictConfig) -> None:
-        """Writes the config into the folder; raises ValueError where a checkpoint there is of another config."""
+    def claim(self, config: DictConfig, *, steps: int) -> None:
+        """Writes the config of a run of so many ``steps`` into the folder; raises ValueError where a checkpoint there is of
+        another config or of a later step."""
         if self.config_file.exists() and self.checkpoints().paths():
             differing = difference(self.config(), config)
             if differing:
                 raise ValueError(f"run: {self.path} holds a checkpoint of another config: {'; '.join(differing)}; "
                                  "give the old values, choose another run=<folder>, or delete that one")
+            if (made := newest(self.path)) > steps:
+                raise ValueError(f"budget.images: {config.budget.images} is not accepted; {self.path} has seen "
+                                 f"{made * config.budget.batch} already: give more, or choose another run=<folder>")
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_file, OmegaConf.to_yaml(config).encode())
 

@@ -17,8 +17,8 @@ from launch.config.override import key
 from launch.run.identity import flat, is_free
 from launch.study.point import Point
 
-RUN = ("model", "objective", "schedule", "data")  # what metrics ask of a run's config
-MEASURING = ["run", "metrics", "metric", "extractor", "sampler", "n", "batch", "seed", "samples", "train", "held_out"]
+RUN = ("model", "objective", "schedule", "data")  # what samplings and metrics ask of a run's config
+MEASURING = ["run", "metrics", "metric", "extractor", "n", "batch", "samples", "train", "held_out"]  # what metrics check
 STUDY = ("dry", "cluster", "sweep", "store", "code", "report")  # keys of configs/sweep.yaml that are no run's
 
 
@@ -48,7 +48,6 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
            check: Callable[[str, str], Any], store: Path, code: str, sampling: Mapping[Any, Any]) -> list[Point]:
     """The points of a multirun, each training once, each checked; raises ValueError where a run can't be made of one."""
     trained: dict[tuple[str, ...], Point] = {}
-    models: dict[tuple[str, ...], Any] = {}
     configs: dict[tuple[str, ...], Any] = {}
     found: dict[Path, Point] = {}
     composed = functools.lru_cache(None)(lambda entry, sample: compose(entry, ["run=x", *sample]))
@@ -61,7 +60,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             folder = store / "runs" / run_name(train, cfg, sha256=sha256, code=code)
             trained[train] = Point("train", label(train, names[0]), folder, train, steps=steps, batch=batch)
             configs[train] = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in RUN}
-            models[train] = {"model": OmegaConf.to_container(cfg.model), "averages": len(cfg.average.rules)}
+            configs[train]["averages"] = len(cfg.average.rules)
         point = found.setdefault(trained[train].folder, trained[train])
         experiment = next((one for one in train if key(one) == "experiment"), "experiment=null")
         brought = () if experiment.endswith("=null") else sampler_of(experiment.split("=", 1)[1])
@@ -81,7 +80,8 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             drawing += tuple(f"{name}={evaluation[name]}" for name in ("n", "batch") if name not in {*map(key, drawing)})
         settings = composed("sample", drawing)
         drawn = OmegaConf.masked_copy(settings, ["sampler", "n", "batch", "seed", "ema", "precision", "device"])
-        check("sample", OmegaConf.to_yaml(OmegaConf.merge(drawn, models[train])))
+        of = {name: configs[train][name] for name in ("model", "averages")}
+        check("sample", OmegaConf.to_yaml(OmegaConf.merge(drawn, of)))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
         folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(asked(settings))[:8]}"
         made = Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point)
