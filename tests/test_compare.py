@@ -17,7 +17,7 @@ from PIL import Image
 
 from tools import compare as tool
 from tools.bench.made import sampled, studied, trained, usual
-from tools.comparison import cost, gathered, rows
+from tools.review.comparison import cost, gathered, rows
 from tools.review.direction import direction, neutral
 from tools.review.evaluations import found, named, protocol_line, read, subject_line
 

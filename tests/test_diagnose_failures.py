@@ -1,6 +1,7 @@
 """What else a failing run can show: each fault is planted, and its absence is not reported."""
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -118,6 +119,15 @@ def test_a_loss_that_falls_without_guidance_is_said() -> None:
     assert "guides no sampler" in (unguided([1.5, 1.2, 1.0], [-0.01, 0.001]) or "")
     assert unguided([1.5, 1.2, 0.4], [0.1, 0.5]) is None
     assert unguided([1.0, 0.99], [0.0]) is None
+
+
+def test_samples_too_few_to_judge_by_are_said() -> None:
+    law = Gaussian(mean=torch.zeros(2, 8, 8), std=torch.logspace(-2, 0, 128).view(2, 8, 8))
+    sampler = partial(dpm_solver_pp_2m, grid=LogUniform(sigma_min=0.02, sigma_max=10), steps=40)
+    few, enough = (diagnosed(law, sampler, effort=replace(EFFORT, samples=count)) for count in (2, 16))
+    assert few.verdicts == enough.verdicts == ["healthy"]
+    assert any(note.startswith("so few samples say little") for note in few.notes)
+    assert not any("few samples" in note for note in enough.notes)
 
 
 def test_too_little_effort_is_refused() -> None:

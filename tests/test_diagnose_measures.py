@@ -121,6 +121,15 @@ def test_the_reference_knows_widths_distance_and_noise() -> None:
         Reference.fit(fresh[:4], components=2)
 
 
+@pytest.mark.parametrize("count", [2, 16])
+def test_chance_alone_takes_one_set_of_images_in_twenty_farther(count: int) -> None:
+    law = Gaussian(mean=torch.zeros(2, 8, 8), std=torch.logspace(-1, 0, 128).view(2, 8, 8))
+    reference = Reference.fit(images := law.sample(1024, sigma=0, generator=source()), components=64)
+    expected = reference.by_chance(images, count=count, generator=source(1))
+    fresh = [reference.distance(law.sample(count, sigma=0, generator=source(seed)), sigma=0.0) for seed in range(100, 400)]
+    assert 0.02 < sum(distance > expected for distance in fresh) / len(fresh) < 0.1
+
+
 def test_the_twin_ends_where_theory_says() -> None:
     law = Gaussian(mean=torch.zeros(2, 8, 8), std=torch.full((2, 8, 8), 0.4))
     reference = Reference.fit(law.sample(512, sigma=0, generator=source()), components=16)

@@ -39,10 +39,11 @@ LAWS = {"gaussian": lambda: gaussian(size=8), "narrow": lambda: plain(0.1), "wid
         "mixture": mixture}
 
 
-def diagnosed(law: object, sampler: partial, *, data: object = None, trained: tuple[float, float] = (0.02, 10.0)) -> Diagnosis:
+def diagnosed(law: object, sampler: partial, *, data: object = None, trained: tuple[float, float] = (0.02, 10.0),
+              effort: Effort = EFFORT) -> Diagnosis:
     source: Gaussian | GaussianMixture = data or law  # type: ignore[assignment]
     images: Tensor = source.sample(512, sigma=0.0, generator=torch.Generator().manual_seed(0)).float()
-    doctor = Doctor(model=law, images=images, trained=trained, effort=EFFORT,  # type: ignore[arg-type]
+    doctor = Doctor(model=law, images=images, trained=trained, effort=effort,  # type: ignore[arg-type]
                     precision=Precision(name="fp32"), seed=0, tell=lambda what, done, total: None)
     return doctor.diagnose(sampler)
 

@@ -21,7 +21,7 @@ from wandb_server import Server, serving
 
 from launch.study import cluster
 from tools import sync
-from tools.offline import Segment, folders, over, pending, segments
+from tools.review.offline import Segment, folders, over, pending, segments
 
 # Each start of a run as launch/tracking/mirror.py makes it, all by one process: importing wandb is what takes time.
 STARTS = """

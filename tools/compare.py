@@ -18,7 +18,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout that is not installed
 
 from ebm.files import write_atomically
-from tools.comparison import COSTS, Row, apart, cost, curves, figures, gathered, grouped, labels, notes, rows, timed
+from tools.review.comparison import COSTS, Row, apart, cost, curves, figures, gathered, grouped, labels, notes, rows, timed
 from tools.review.direction import direction, neutral
 from tools.review.evaluations import Evaluation, protocol_line, protocols, shortened
 
@@ -148,7 +148,7 @@ def drawn(groups: Sequence[Sequence[Row]], records: Records, by: str, out: Path)
     if not any(found):
         raise ValueError(f"--by: {by!r} is not accepted; no record of {groups[0][0].figure} tells its cost in {COSTS[by]}; "
                          "metrics=[cost] measures it")
-    from tools.tradeoff import draw
+    from tools.review.tradeoff import draw
 
     lost = sum(len(group) for group in groups) - sum(len(curve) for panel in found for curve in panel.values())
     content = {"figure": groups[0][0].figure, "by": by, "unit": COSTS[by], "panels": [

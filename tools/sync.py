@@ -24,7 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout 
 
 from tqdm import tqdm
 
-from tools.offline import Segment, folders, over, pending, segments
+from tools.review.offline import Segment, folders, over, pending, segments
 
 REST = "there already, empty or being written"
 # wandb's own patience, 20 tries of up to a minute (which 0 means, too), is too much for each of many files.

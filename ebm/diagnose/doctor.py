@@ -12,7 +12,7 @@ from ebm.diagnose.calibration import GREY, Calibration, calibrate, levels_around
 from ebm.diagnose.curvature import Curvature, curvature
 from ebm.diagnose.facts import Bend, Facts, Finding
 from ebm.diagnose.ladder import ladder
-from ebm.diagnose.plan import Bound, attempt, start_of
+from ebm.diagnose.plan import FAR, Bound, attempt, start_of
 from ebm.diagnose.prescription import Prescription, prescribe
 from ebm.diagnose.record import EnergyOf, Path, StepRecord, follow
 from ebm.diagnose.reference import Reference
@@ -82,8 +82,10 @@ class Doctor:
         path = self.watch(sampler, reference)
         if not path.records:
             raise ValueError("sampler: its first step is not finite; the model is broken or the step is beyond float's range")
+        by_chance = reference.by_chance(self.images, count=self.effort.samples,
+                                        generator=generator(self.images.device, self.seed, "by chance"))
         facts = Facts(
-            sampler=sampler, reference=reference, calibrations=self.calibrations(path.records),
+            sampler=sampler, reference=reference, by_chance=by_chance, calibrations=self.calibrations(path.records),
             beginning=self.beginning(path, sampler), path=path, bends=tuple(self.bends(path)),
             trial=attempt(sampler, reference, seed=self.seed),
             ladder=ladder(path.records, start=start_of(sampler), dimensions=reference.dimensions,
@@ -197,6 +199,9 @@ def notes(facts: Facts) -> Iterator[str]:
         first, steps = facts.moves[0], len(facts.moves)
         yield (f"in one step noise is {first.noise_size / first.drift:.3g} times the drift; over {steps} steps drift may add "
                f"up {steps}-fold and noise {math.sqrt(steps):.3g}-fold")
+    if facts.by_chance > FAR:
+        yield (f"so few samples say little: of as many of the data's own images, one draw in twenty lies {facts.by_chance:.2g} "
+               "or farther from the data's statistics; raise effort.samples")
     asymmetry = max((bend.curvature.asymmetry for bend in facts.bends), default=0.0)
     if asymmetry > 0:
         yield f"the score is no gradient: its Jacobian's asymmetry is {asymmetry:.2g}, and curvatures are of its symmetric part"

@@ -45,6 +45,7 @@ class Facts:
 
     sampler: Bound
     reference: Reference
+    by_chance: float  # how far from the data's statistics chance alone takes as many images of the data itself
     calibrations: tuple[Calibration, ...]
     beginning: Calibration | None  # at the start's noise, told the sampler's only level
     path: Path

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+DRAWS = 200  # of real images, to see how far chance alone takes them from their own statistics
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
@@ -64,6 +66,11 @@ class Reference:
             apart += size * max(0.0, shift - own / len(x))
             width += size * (variance + sigma**2)
         return math.sqrt(apart / width)
+
+    def by_chance(self, images: Tensor, *, count: int, generator: torch.Generator) -> float:
+        """The distance that 19 of 20 draws of ``count`` images of the data itself, (N, C, H, W), stay below."""
+        picked = torch.rand(DRAWS, len(images), generator=generator, device=images.device).argsort(1)[:, :count]
+        return float(torch.tensor([self.distance(images[rows], sigma=0.0) for rows in picked]).quantile(0.95))
 
     def noise(self, x: Tensor) -> float:
         """The noise level at which x (B, C, H, W) seems to lie: what its rest band has beyond the data's."""

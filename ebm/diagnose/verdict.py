@@ -125,7 +125,7 @@ def not_mixed(facts: Facts) -> Finding | None:
     worst = max(facts.trial.off, key=abs) if not facts.descent else 0.0
     numbers: dict[str, Number] = {"worst_band": worst, "energy_drift": drift}
     said = []
-    if facts.descent and facts.path.records[-1].distance > FAR:
+    if facts.descent and facts.path.records[-1].distance > max(FAR, facts.by_chance):
         numbers["distance"] = facts.path.records[-1].distance
         said.append("without noise every image slides to a mode of the energy, which is no sample of it: the end's distance "
                     f"from the data's statistics is {facts.path.records[-1].distance:.2g} (1: a constant image's)")
@@ -165,7 +165,7 @@ def astray(facts: Facts) -> Finding | None:
     """A ladder that ends too high for the data's detail; or a sampler that is sound on the twin and ends far from the data
     with this model: the score is wrong where it goes. Asked only where nothing else is wrong."""
     last, descent = facts.path.records[-1], facts.single and (facts.temperature or 0.0) < 0.5
-    if descent or facts.path.broken is not None or last.distance <= FAR:
+    if descent or facts.path.broken is not None or last.distance <= max(FAR, facts.by_chance):
         return None
     if facts.trial.lost > FAR:
         return Finding(name="stuck between levels", numbers={"distance": last.distance, "expected": facts.trial.lost}, words=(

@@ -65,7 +65,7 @@ class Study:
             live = queued() if slurm else set()
             self.jobs = {point.folder: "done" if point.done() else holder(point, live) for point in self.points}
             if slurm:
-                self.check_shares()
+                self.check_asked()
             arrays = plan(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))
             if self.cfg.dry:
                 print(self.table(arrays))
@@ -83,11 +83,15 @@ class Study:
             if not succeeded:
                 raise SystemExit(1)
 
-    def check_shares(self) -> None:
-        """Raises ValueError where what is to be trained has a batch that doesn't divide among the processes of a job."""
-        for name in ("nodes", "tasks_per_node"):
+    def check_asked(self) -> None:
+        """Raises ValueError where SLURM is asked for what no job can use, or a batch doesn't divide among a job's processes."""
+        for name in ("nodes", "tasks_per_node", "timeout_min", "array_parallelism"):
             if self.params[name] < 1:
                 raise ValueError(f"hydra.launcher.{name}: {self.params[name]!r} is not accepted; it must be at least 1")
+        delay, limit = self.params["signal_delay_s"], 60 * self.params["timeout_min"]
+        if not 0 < delay < limit:  # the signal would come at a job's first moment, at every start of it
+            raise ValueError(f"hydra.launcher.signal_delay_s: {delay!r} is not accepted; it must be above 0 and below the "
+                             f"{limit} seconds of hydra.launcher.timeout_min={self.params['timeout_min']}")
         for point in self.points:
             if point.kind == "train" and not self.jobs[point.folder]:
                 try:

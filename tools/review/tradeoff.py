@@ -4,7 +4,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
-from tools.comparison import COSTS, Curve, Row
+from tools.review.comparison import COSTS, Curve, Row
 from tools.review.direction import direction, neutral
 from tools.review.evaluations import differing, protocol_line
 
