@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ebm.constraint import has_energy
-from ebm.samplers.step import EnergyModel, ScoreModel
+from ebm.samplers.step import EnergyModel, ScoreModel, has_energy
 
 
 @dataclass(frozen=True, kw_only=True)

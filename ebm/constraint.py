@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ebm.randomness import normal_like
-from ebm.samplers.step import EnergyModel, ScoreModel
+from ebm.samplers.step import ScoreModel, with_energy
 
 
 class Measurement(Protocol):
@@ -91,7 +91,7 @@ class Frozen:
 
     def __init__(self, *, model: ScoreModel, measurement: Measurement, observed: Tensor,
                  generators: Sequence[torch.Generator]) -> None:
-        self.model, self.project, self.observed = with_energy(model), measurement.project, observed
+        self.model, self.project, self.observed = with_energy(model, what="this constraint"), measurement.project, observed
         self.noise = self.project(normal_like(observed, generators))
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Matched:
         for name, value in {"noise": noise, "ridge": ridge}.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: {value!r} is not accepted; it must be a number from 0")
-        self.model, self.project, self.observed = with_energy(model), measurement.project, observed
+        self.model, self.project, self.observed = with_energy(model, what="this constraint"), measurement.project, observed
         self.noise, self.iterations, self.ridge = noise, iterations, ridge
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -180,15 +180,3 @@ def squared(sigma: Tensor) -> Tensor:
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩ of each image: (B, C, H, W) twice -> (B, 1, 1, 1)."""
     return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
-
-
-def has_energy(model: ScoreModel) -> TypeGuard[EnergyModel]:
-    """Whether there is an energy behind the score."""
-    return callable(getattr(model, "energy", None))
-
-
-def with_energy(model: ScoreModel) -> EnergyModel:
-    """The model; raises ValueError where it has no energy."""
-    if not has_energy(model):
-        raise ValueError(f"model: {type(model).__name__} is not accepted; this needs an energy")
-    return model

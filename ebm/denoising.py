@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ebm.constraint import has_energy, squared
-from ebm.samplers.step import EnergyModel, ScoreModel
+from ebm.constraint import squared
+from ebm.samplers.step import EnergyModel, ScoreModel, has_energy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from ebm.train.distributed import World, join
 from ebm.train.metrics import read
 from launch.config.build import build, place, plain
 from launch.config.override import key
+from launch.config.settings import setting
 from launch.diagnosis.words import record, words, write
 from launch.drawing.sampling import prepare
 from launch.entry import checking, run
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> None:
             out = place(cfg, "out")
         stack.enter_context(recorded(out))
         with checking():
-            timeout = plain(cfg, "timeout_seconds", float, least=1)
+            timeout = setting(cfg, "timeout_seconds")
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout, peers_seconds=timeout))
             figure = figures()
             if world.size > 1:

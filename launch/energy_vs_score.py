@@ -25,6 +25,7 @@ from ebm.data import to_float
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
+from launch.job.process import verdict
 from launch.run.folder import RunFolder
 from launch.study.point import Point, as_point
 from launch.study.point import read as study_of
@@ -69,6 +70,7 @@ def main() -> None:
         text = page(rows, study)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        verdict("failed")  # as a job, it would end so again
         sys.exit(2)
     folder = options.out / "energy_vs_score"
     for one in rows:

@@ -18,6 +18,8 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore  # noqa: F401  (registers Hydra's own groups before they are listed)
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
@@ -62,6 +64,8 @@ def begin(main: Callable[[DictConfig], None], *, config: str) -> None:
                 refuse(f"{one}: names no key; a setting is written key=value, as in seed=1, and --help lists them")
             if one.startswith("+") and (wrong := unknown_key(one.lstrip("+").partition("=")[0], config)):
                 refuse(wrong)
+        if wrong := no_choice(flags.overrides):
+            refuse(wrong)
         if flags.multirun and config != "sweep":
             refuse(f"-m: {config}.py takes one value of each key; a study of several is python launch/sweep.py -m")
         # --cfg, a study's -m, and settings of Hydra's own
@@ -134,12 +138,13 @@ def checking(world: World | None = None) -> Iterator[None]:
         refuse(fault, world=world)
 
 
-def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None) -> NoReturn:
+def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None, alone: bool = False) -> NoReturn:
     """Ends this process with ``message`` on one line and an exit code.
 
-    It is said once: by rank 0 where all of ``world`` end so, else by the first process of the node.
+    It is said once: by rank 0 where all of ``world`` end so, by the process itself where it is ``alone`` in this, else by the
+    first process of the node.
     """
-    if world.is_main if world is not None else os.environ.get("LOCAL_RANK", "0") == "0":
+    if alone or (world.is_main if world is not None else os.environ.get("LOCAL_RANK", "0") == "0"):
         print(f"error: {message}", file=sys.stderr, flush=True)
     verdict("failed")
     raise Refused(code, message)
@@ -173,6 +178,19 @@ def explain(error: Exception, config: str) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read; a setting is written key=value, a list as key=[1,2]"
     return text
+
+
+def no_choice(overrides: Sequence[str]) -> str:
+    """What is wrong with the first choice of a group that is no name, as in model=3, or nothing: Hydra has no word for it."""
+    with contextlib.suppress(HydraException):  # one that can't be read, which Hydra says itself
+        for one in OverridesParser.create().parse_overrides([*overrides]):
+            values = [*one.sweep_iterator()] if one.is_sweep_override() else [one.value()]
+            if one.key_or_group in groups() and not one.is_delete():
+                for value in values:
+                    if not isinstance(value, str | QuotedString | list):
+                        said = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+                        return f"{one.key_or_group}={said}: no such choice; accepted: {', '.join(choices(one.key_or_group))}"
+    return ""
 
 
 def no_such_key(key: str, config: str) -> str:

@@ -28,12 +28,13 @@ from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.train.distributed import World, join
 from launch.config.build import place, plain
+from launch.config.settings import setting
 from launch.drawing.sampling import agreed, prepare
 from launch.drawing.sampling import name as sample_name
 from launch.entry import checking, run
-from launch.job.faults import Refused, recorded
+from launch.job.faults import BAD_INPUT, Refused, recorded
 from launch.job.preflight import meeting
-from launch.job.process import STOP_SIGNALS
+from launch.job.process import STOP_SIGNALS, verdict
 from launch.metrics.chosen import chosen, named
 from launch.metrics.evaluation import Metric, Work, digest, write
 from launch.run.folder import RunFolder
@@ -51,7 +52,7 @@ def main(cfg: DictConfig) -> None:
         stack.enter_context(recorded(failures))
         with checking(), meeting():
             metrics = chosen(cfg)
-            seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
+            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))
         with checking(world):
             tracking = tracked(cfg)
@@ -109,7 +110,8 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
             figures = metric(work)
     except ValueError as error:  # the others notice that this process is gone
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        raise Refused(2, str(error)) from error
+        verdict("failed")  # it would end so again
+        raise Refused(BAD_INPUT, str(error)) from error
     if metric.of_samples:
         work.samples()  # on every process, since the record tells of them
     work.world.everyone(None)  # nobody reads what was put aside any more

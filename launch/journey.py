@@ -31,6 +31,7 @@ from ebm.train.metrics import read
 from launch.config.manual import CONFIGS
 from launch.config.override import key
 from launch.diagnosis.story import PAGE, SECTION, STEPS, Record, conclusion
+from launch.job.process import verdict
 from launch.run.folder import RunFolder
 from launch.study.point import read as study_of
 
@@ -52,6 +53,7 @@ def main() -> None:
         records = {name: step(points[name]) for name in tqdm(STEPS, desc="diagnoses", unit="step")}
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        verdict("failed")  # as a job, it would end so again
         sys.exit(2)
     pictures = options.out / "journey"
     for name, record in records.items():

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from ebm.sampling import batches_of
 from ebm.train.distributed import join
 from launch.config.build import place, plain
+from launch.config.settings import setting
 from launch.drawing.sampling import agreed, drawn_aside, gathered, prepare
 from launch.drawing.task import assigned
 from launch.entry import checking, run
@@ -40,7 +41,7 @@ def main(cfg: DictConfig) -> None:
             out = place(cfg, "out")
         stack.enter_context(recorded(out))
         with checking(), meeting():
-            seconds = {name: plain(cfg, name, float, least=1) for name in ("timeout_seconds", "peers_seconds")}
+            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))
         with checking(world):
             tracking = tracked(cfg)

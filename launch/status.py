@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.study import cluster
+from launch.config.override import quoted
+from launch.study import cluster, here
 from launch.study.cluster import Job
-from launch.study.point import Point, as_point, read
+from launch.study.point import as_point, last_record, read, tail
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
-TAIL = 32768  # bytes of a log's or a record's end that are read
 
 
 def arguments() -> argparse.Namespace:
@@ -45,9 +44,9 @@ def main() -> None:
         folder = options.folder or newest()
         study = read(folder)
         if options.cancel:
-            cancel(study)
+            cancel(folder, study)
         elif options.resubmit:
-            sys.exit(subprocess.run(again(study), cwd=study["cwd"], check=False).returncode)
+            sys.exit(subprocess.run(again(folder, study), cwd=study["cwd"], check=False).returncode)
         elif options.logs:
             print(logs(folder, study, options.logs, options.lines))
         elif options.watch:
@@ -88,7 +87,7 @@ def table(folder: Path, study: dict[str, Any]) -> Group:
     jobs = cluster.jobs(numbers(study)) if numbers(study) else {}
     notes: list[Text] = []
     for index, point in enumerate(study["points"]):
-        job = jobs.get(point["job"]) or Job(state=state_here(as_point(point)))
+        job = jobs.get(point["job"]) or Job(state=here.state(folder, as_point(point), point["job"]))
         run = Path(point["folder"])
         last = last_record(run / "metrics.jsonl") if point["kind"] == "train" else {}
         step, speed = last.get("step", 0), last.get("images_per_s")
@@ -102,11 +101,6 @@ def table(folder: Path, study: dict[str, Any]) -> Group:
         if why := explain(folder, point, job):
             notes.append(Text(f"{index} {name.strip()}: {why}", style="red" if job.over else "yellow"))
     return Group(made, *notes)
-
-
-def state_here(point: Point) -> str:
-    """The state of a job that SLURM doesn't know, from what lies in its folder."""
-    return "COMPLETED" if point.done() else "FAILED" if point.reason() else "unknown"
 
 
 def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
@@ -123,7 +117,7 @@ def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
 def logfiles(folder: Path, point: dict[str, Any], why: str) -> list[Path]:
     """The error log of the rank that a reason names, else of rank 0."""
     rank = why.split()[1] if why.startswith("rank ") else "0"
-    return sorted((folder / "logs").glob(f"{point['job'].removeprefix('local ')}_{rank}_log.err"))
+    return sorted((folder / "logs").glob(f"{point['job'].removeprefix(here.LOCAL)}_{rank}_log.err"))
 
 
 def logs(folder: Path, study: dict[str, Any], which: str, count: int) -> str:
@@ -133,29 +127,8 @@ def logs(folder: Path, study: dict[str, Any], which: str, count: int) -> str:
     if not found:
         most = len(study["points"]) - 1
         raise ValueError(f"--logs: {which!r} is not accepted; give a number from 0 to {most}, a job or a label")
-    paths = sorted((folder / "logs").glob(f"{found[0]['job'].removeprefix('local ')}_*_log.*"))
+    paths = sorted((folder / "logs").glob(f"{found[0]['job'].removeprefix(here.LOCAL)}_*_log.*"))
     return "\n".join(f"== {path}\n" + "\n".join(tail(path, count)) for path in paths) or "no logs yet"
-
-
-def tail(path: Path, count: int) -> list[str]:
-    """The last lines of a file; of a progress bar's many states, the last."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL))
-        text = file.read().decode(errors="replace")
-    return [line.split("\r")[-1] for line in text.splitlines() if line.strip()][-count:]
-
-
-def last_record(path: Path) -> dict[str, Any]:
-    """The last record of training."""
-    if path.exists():
-        for line in reversed(tail(path, 200)):  # more than come between two of them
-            try:
-                record: dict[str, Any] = json.loads(line)
-            except ValueError:
-                continue
-            if record.get("event") == "train":
-                return record
-    return {}
 
 
 def clock(seconds: float) -> str:
@@ -163,17 +136,19 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}"
 
 
-def cancel(study: dict[str, Any]) -> None:
+def cancel(folder: Path, study: dict[str, Any]) -> None:
     """Ends the study's jobs that still wait or run."""
     alive = [number for number, job in cluster.jobs(numbers(study)).items() if not job.over and number in numbers(study)]
     if alive:
         cluster.ask("scancel", *alive)
-    print(f"{len(alive)} jobs cancelled")
+    print(f"{len(alive) + here.cancel(folder)} jobs cancelled")
 
 
-def again(study: dict[str, Any]) -> list[str]:
-    """The command that queues what is missing, with the study's own code and the cluster's settings as they are now."""
-    return [sys.executable, str(Path(__file__).with_name("sweep.py")), *study["command"], f"code={study['code']}"]
+def again(folder: Path, study: dict[str, Any]) -> list[str]:
+    """The command that queues what is missing, with the study's own points and code, and the cluster's settings as they are
+    now."""
+    entry = str(Path(__file__).with_name("sweep.py"))
+    return [sys.executable, entry, *study["command"], f"code={study['code']}", f"again={quoted(folder.resolve())}"]
 
 
 if __name__ == "__main__":

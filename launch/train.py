@@ -30,7 +30,7 @@ from launch.config.settings import setting
 from launch.entry import checking, refuse, run
 from launch.job.clock import Start
 from launch.job.faults import recorded, watchdog
-from launch.job.preflight import meeting, preflight, readable
+from launch.job.preflight import fit, meeting, preflight, readable
 from launch.job.process import STOP_SIGNALS, node, number, verdict
 from launch.run.folder import RunFolder
 from launch.run.make import batches, datasets, make_trainer, resolved
@@ -52,10 +52,13 @@ def main(cfg: DictConfig) -> None:
             world = stack.enter_context(join(device=cfg.device, **seconds))
         start.ended("process group")
         with checking(world):
-            cfg = resolved(cfg, world)
+            cfg = resolved(cfg, world, before=folder.precision())
             images = place(cfg, "data.train")
-            limits = {name: setting(cfg, f"preflight.{name}") for name in ("memory_gb", "disk_gb", "write_mb_s")}
+            limits = {name: setting(cfg, f"preflight.{name}") for name in ("disk_gb", "write_mb_s")}
+            memory_gb = setting(cfg, "preflight.memory_gb")
+        cfg.precision = world.share(cfg.precision)  # of several kinds of node, one choice
         with checking():  # it asks every process itself
+            fit(world, asked=cfg.device, memory_gb=memory_gb)
             readable(world, images)
         with checking(world):
             train, test = datasets(cfg)
@@ -83,12 +86,14 @@ def main(cfg: DictConfig) -> None:
         trainer.alive = first_steps(beat, start, trainer, metrics)
         try:
             done = trainer.fit(batches(cfg, trainer, train))
-        except (NonFiniteError, NotRecordableError) as error:
+        except NonFiniteError as error:  # of the sum of all processes, so that all end so
             refuse(str(error), code=1, world=world)
+        except NotRecordableError as error:  # of this process alone: another's GPU may have more memory
+            refuse(f"rank {world.rank} on {node()}: {error}", code=1, alone=True)
         # As a shell reports a signal, so that what was to follow the training does not.
         how, code = ("trained", 0) if done else ("stopped", 128 + (asked or [signal.SIGTERM])[-1])
         if world.is_main:
-            if trainer.step > begun:
+            if trainer.step > begun or not metrics.ended():  # a kill may have come between the last step and this word
                 metrics.write("end", step=trainer.step, images=trainer.images, how=how)
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
             if not done:

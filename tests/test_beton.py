@@ -1,6 +1,8 @@
 """A .beton file of ours is FFCV's, to the bit; it is the same bytes every time, whole or not there at all."""
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,6 +107,19 @@ def test_nothing_half_written_stays(tmp_path: Path, error: type[BaseException]) 
     assert Manifest.load(tmp_path / "a.beton") == before  # the old file stands, with its manifest
     before.check(tmp_path / "a.beton", whole=True)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_leaves_the_old_file_with_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write(tmp_path / "a.beton", noise(4, 8, 8, 3))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "a.beton", noise(5, 8, 8, 3))
+    assert Manifest.load(tmp_path / "a.beton") == before
+    before.check(tmp_path / "a.beton", whole=True)
 
 
 @pytest.mark.parametrize(("count", "said"), [(4, "more images than the 4"), (6, "5 images where 6")])

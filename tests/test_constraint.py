@@ -145,7 +145,7 @@ def test_what_needs_an_energy_says_so() -> None:
     score = DirectScore(torch.nn.Identity(), sigma_data=0.5)
     given = {"model": score, "measurement": KNOWN, "observed": torch.zeros(2, 1, 2, 2)}
     for constraint in (Frozen, partial(Matched, noise=0.0, iterations=1, ridge=0.0)):
-        with pytest.raises(ValueError, match="model: DirectScore is not accepted; this needs an energy"):
+        with pytest.raises(ValueError, match="model: DirectScore is not accepted; this constraint needs an energy"):
             constraint(**given, generators=image_generators("cpu", 0, range(2)))
     for model in (Replaced(**given, generators=[]), denoising(score, observed=given["observed"], sigma=1.0)):
         with pytest.raises(ValueError, match="needs an energy"):

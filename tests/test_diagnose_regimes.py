@@ -145,6 +145,59 @@ def test_a_model_without_sigma_is_blind_off_its_level() -> None:
     assert at_home.verdicts == ["noise left"]
 
 
+@pytest.mark.parametrize("sampler", [
+    partial(annealed_langevin, **ANNEALED | {"steps": 10}),
+    partial(predictor_corrector, **CORRECTED | {"grid": LogUniform(sigma_min=2, sigma_max=10)})], ids=["one level", "none"])
+def test_a_grid_of_which_no_part_is_trusted_is_not_cured_by_a_shorter_one(sampler: partial) -> None:
+    law = plain(0.1)
+    found = diagnosed(Fixed(law, level=0.5), sampler, data=law, trained=(0.5, 0.5))
+    assert "blind" in found.verdicts
+    assert found.prescription is not None and found.prescription.training
+
+
+class WrongAbove:
+    """An exact law up to a level, and nothing above it."""
+
+    def __init__(self, law: Gaussian, *, level: float) -> None:
+        self.law, self.level = law, level
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.law.score(x, sigma) * torch.where(sigma > self.level, -1.0, 1.0).view(-1, 1, 1, 1)
+
+
+def test_levels_that_are_not_trusted_are_not_prescribed() -> None:
+    found = diagnosed(WrongAbove(plain(0.1), level=1.0), partial(langevin, **LANGEVIN | {"sigma": 3.0, "start": 3.0}),
+                      data=plain(0.1))
+    assert "blind" in found.verdicts
+    assert found.facts.trusted is not None and found.facts.trusted[1] < 1.1
+    changes = found.prescription.changes if found.prescription is not None else {}
+    assert changes.get("grid.sigma_max", 0.0) <= found.facts.trusted[1]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("step_size", [0.2499, 0.25])
+def test_a_descent_whose_step_is_as_long_as_a_denoising_is_one(step_size: float) -> None:
+    found = diagnosed(plain(0.3), partial(gradient_descent, **DESCENT | {"step_size": step_size}))
+    assert found.facts.descent
+    assert found.verdicts == ["not mixed"]
+
+
+@pytest.mark.parametrize(("name", "sampler"), [
+    ("heun", partial(heun, grid=FAR, steps=64, churn=0.0, churn_min=0.0, churn_max=50.0, churn_noise=1.0)),
+    ("heun_churn", partial(heun, grid=FAR, steps=64, churn=30.0, churn_min=0.0, churn_max=50.0, churn_noise=1.0)),
+    ("predictor_corrector", partial(predictor_corrector, **CORRECTED | {"corrector_steps": 4}))])
+def test_a_sound_samplers_states_lie_where_they_are_said_to(name: str, sampler: partial) -> None:
+    found = diagnosed(plain(0.5), sampler)
+    far = max(record.distance for record in found.facts.path.records)
+    assert far < 0.2, f"{name}: a state is said to be {far:.2f} off its level"
+
+
+def test_moves_that_were_refused_move_nothing() -> None:
+    sampler = partial(metropolis_annealed, grid=NEAR, steps=10, steps_per_level=5, step_scale=30.0, denoise=False)
+    last = diagnosed(plain(0.3), sampler).facts.path.records[-1]
+    assert last.drift_total < 10 * last.moved, (last.drift_total, last.moved)
+    assert last.noise_total < 10 * last.moved, (last.noise_total, last.moved)
+
+
 def test_a_sound_sampler_of_a_wrong_score_is_not_cured_by_another() -> None:
     """More steps of a wrong score end as wrong: what is prescribed is training."""
     wrong = Gaussian(mean=torch.full((2, 8, 8), 0.7), std=torch.full((2, 8, 8), 0.3))

@@ -16,6 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ebm.train.events import Preview
+from ebm.train.metrics import read
+from ebm.train.trainer import Trainer
 from launch import diagnose, entry, evaluate, sample, train
 from launch.config.build import build
 from launch.config.manual import CONFIGS, choices, headed, manual
@@ -46,6 +49,10 @@ BAD = {
     "channels_last=1": "channels_last: 1 is not accepted; choose auto, true or false",
     "cuda_graph=maybe": "cuda_graph: 'maybe' is not accepted; choose auto, true or false",
     "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
+    "track=null": "track=null: no such choice; accepted: none, wandb",
+    "model=3": "model=3: no such choice; accepted: cnn, cnn_sigma,",
+    "average.rules=3": "average.rules: 3 is not accepted; it must be a list: see configs/average/",
+    "hang_seconds=1e11": "hang_seconds: 100000000000.0 is not accepted; it must be at most 1000000000.0",
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
     "optimizer.eps=abc": "optimizer.eps: 'abc' is not accepted; it must be float",
     "optimizer.eps=-1": "optimizer: Invalid epsilon value",
@@ -240,6 +247,43 @@ def test_a_refusal_is_written_down_where_nobody_reads_the_line(
     with pytest.raises(Refused), recorded(tmp_path):
         raise Refused(code, "no")
     assert (tmp_path / "failure.json").exists() == left
+
+
+@pytest.mark.parametrize("before", ["fp32", "bf16"])
+def test_a_run_that_goes_on_elsewhere_keeps_the_precision_it_was_begun_in(
+    before: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [one for one in tiny if not one.startswith("precision=")]
+    for images, precision in ((16, before), (24, "auto")):
+        mine = [f"run={tmp_path}", f"budget.images={images}", f"precision={precision}"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *asked, *mine])
+        run(train.main, config="train")
+    assert f"precision: {before}\n" in (tmp_path / "config.yaml").read_text()
+
+
+def test_what_a_kill_takes_of_the_last_step_is_done_again(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], Preview.__call__
+
+    def killed(self: Preview, trainer: Trainer) -> None:
+        drawn.append(trainer.step)
+        if len(drawn) == 1:
+            raise SystemExit(137)
+        draw(self, trainer)
+
+    monkeypatch.setattr(Preview, "__call__", killed)
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["train.py", *tiny, f"run={tmp_path}", "budget.images=16"])
+        with pytest.raises(SystemExit) if not drawn else contextlib.nullcontext():
+            run(train.main, config="train")
+    assert drawn == [2, 2], "the last step's picture was not drawn again"
+    events = [record["event"] for record in read(tmp_path / "metrics.jsonl")]
+    assert "preview" in events and events[-1] == "end"
+    (tmp_path / "metrics.jsonl").write_text("".join(
+        line for line in (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True) if '"event": "end"' not in line))
+    run(train.main, config="train")  # killed before its last word
+    assert [record["event"] for record in read(tmp_path / "metrics.jsonl")] == events
 
 
 def test_fewer_images_than_a_run_has_seen_are_refused(

@@ -180,6 +180,15 @@ def test_sets_at_a_path(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), every, str(path))
         few = found(path, count=4, shape=(3, 8, 12), seed=0)
         assert few.shape == (4, 3, 8, 12)
+    wide = torch.randint(256, (8, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "wide").mkdir()
+    Image.fromarray(wide.numpy()).save(tmp_path / "wide" / "a.png")
+    read = found(tmp_path / "wide", count=1, shape=(3, 8, 16), seed=0)
+    np.testing.assert_array_equal(read[0].permute(1, 2, 0).numpy(), wide.numpy(), "a run of wide images sees a part of them")
+    for index in range(50):  # pictures that nobody chose are not read
+        (tmp_path / "wide" / f"broken-{index}.png").write_bytes(b"")
+    chosen = [seed for seed in range(200) if _opens(tmp_path / "wide", seed)]
+    assert 0 < len(chosen) < 20
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none: holds no"):
         found(tmp_path / "none", count=4, shape=(3, 8, 8), seed=0)
@@ -187,6 +196,15 @@ def test_sets_at_a_path(tmp_path: Path) -> None:
         found(tmp_path / "nowhere.beton", count=4, shape=(3, 8, 8), seed=0)
     grey = fitted(Image.new("L", (8, 8), 9), (3, 8, 8))
     assert grey.unique().tolist() == [9]
+
+
+def _opens(folder: Path, seed: int) -> bool:
+    """Whether the one picture drawn from a folder of mostly broken ones can be read."""
+    try:
+        found(folder, count=1, shape=(3, 8, 16), seed=seed)
+    except ValueError:
+        return False
+    return True
 
 
 def metric(**settings: Any) -> Outliers:

@@ -100,6 +100,22 @@ def test_a_checkpoint_of_another_model_or_name_is_refused(
     assert refused.stderr.startswith(f"error: {renamed}: not a checkpoint's name")
 
 
+def test_another_number_of_images_is_put_aside_elsewhere(trained: Path, command: Command, tmp_path: Path) -> None:
+    """A few samples drawn while many are being drawn take none of those with them."""
+    overrides = [f"run={trained}", "device=cpu", "sampler=heun", "sampler.steps=200", "batch=4", f"out={tmp_path}"]
+    with subprocess.Popen([sys.executable, f"{ROOT}/launch/sample.py", *overrides, "n=400"], env=ONE_THREAD,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob(".*/*.npy"))) < 2:
+            assert process.poll() is None, "it ended before others were drawn"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    before = sorted(tmp_path.glob(".*/*.npy"))
+    command("sample", *overrides, "n=4")
+    assert sorted(tmp_path.glob(".*/*.npy")) == before
+
+
 def test_what_was_drawn_before_a_kill_is_not_drawn_again(trained: Path, command: Command, tmp_path: Path) -> None:
     overrides = [f"run={trained}", "device=cpu", "sampler=heun_churn", "sampler.steps=60", "n=120", "batch=4"]
     whole, halved = tmp_path / "whole", tmp_path / "halved"

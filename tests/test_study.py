@@ -1,28 +1,30 @@
-"""What a study is made of: each training once, what waits for what, the same code for all; and one run without SLURM."""
+"""What a study is made of: each training once, what waits for what, the same code for all."""
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, Command
+from conftest import ROOT
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch.config.manual import CONFIGS
 from launch.config.override import key
-from launch.job import epilogue
 from launch.study import store
 from launch.study.arrays import Array, plan
 from launch.study.checks import check
 from launch.study.design import points, split, varying
-from launch.study.point import Point
+from launch.study.environment import outside_job
+from launch.study.point import Point, recorded
 from launch.study.store import freeze
+from launch.study.submit import Study
 from launch.sweep import with_study
 
 
@@ -97,6 +99,59 @@ def test_what_is_said_of_samples_reaches_a_sampler_that_an_experiment_brings(tin
     assert "n=4" in first.overrides, "null is not what the study says of all samplings"
     with pytest.raises(ValueError, match=r"^sample\.seed: -1 is not accepted"):
         make([[*asked, "experiment=journey/noise", "sample.seed=-1"]], tmp_path)
+
+
+def test_a_study_names_its_runs_itself(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^run=/tmp/mine: a study names its runs itself, in store=; leave run= out$"):
+        make([[*tiny, "run=/tmp/mine"]], tmp_path)
+
+
+def test_points_come_back_from_a_studys_record_as_they_were(tiny: list[str], tmp_path: Path) -> None:
+    asked = make([[*without_sampler(tiny), f"sampler={sampler}", f"seed={seed}"] for sampler in ("heun", "dpmpp")
+                  for seed in (1, 2)], tmp_path)
+    study = Study(cfg=OmegaConf.create({}), params={}, compose=compose, folder=tmp_path)
+    study.code, study.points, study.jobs = tmp_path / "code" / "v1", asked, {one.folder: "5" for one in asked}
+    study.save()
+    assert recorded(tmp_path) == asked
+
+
+def test_ctrl_c_while_jobs_are_submitted_takes_back_those_that_are(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Executor:
+        """As submitit's: the first array is queued, in the second the user has had enough."""
+
+        kind: str
+
+        def map_array(self, _call: object, tasks: list[object]) -> list[SimpleNamespace]:
+            if self.kind == "sample":
+                raise KeyboardInterrupt
+            return [SimpleNamespace(job_id=f"42_{index}") for index, _ in enumerate(tasks)]
+
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scancel").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/cancelled\n')
+    (tools / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    study = Study(cfg=OmegaConf.create({}), params={}, compose=compose, folder=tmp_path / "study")
+    study.folder.mkdir()
+    study.code, study.points = tmp_path / "code", make([[*without_sampler(tiny), "sampler=heun"]], tmp_path)
+    study.jobs = {one.folder: "" for one in study.points}
+    monkeypatch.setattr(study, "executor", lambda array: Executor(array.kind))
+    with pytest.raises(KeyboardInterrupt):
+        study.submit(plan(study.points, study.jobs, limit=10))
+    assert (tmp_path / "cancelled").read_text() == "42\n"
+    assert not study.folder.exists()
+
+
+def test_no_job_inherits_another_jobs_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_CPU_BIND", "SLURM_CONF", "SBATCH_ACCOUNT", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.setenv(name, "1")
+    with outside_job():
+        left = sorted(name for name in os.environ if name.startswith(("SLURM_", "SBATCH_")))
+        assert left == ["SBATCH_ACCOUNT", "SLURM_CONF"]
+    assert os.environ["SLURM_CPU_BIND"] == "1"
 
 
 def point(name: str, of: Point | None = None) -> Point:
@@ -238,56 +293,12 @@ def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "code" / before / "ebm" / "energy.py").read_bytes() == (ROOT / "ebm" / "energy.py").read_bytes()
 
 
-def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> None:
-    record = tmp_path / "progress"
-    assert [epilogue.stuck(record, step) for step in ("none", "10", "10", "10", "20", "20", "20", "20")] == [False] * 7 + [True]
-
-
 def test_code_that_the_store_has_not_or_of_an_older_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code" / "abc").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^code: 'abc' is older than .*; call its own: python .*/code/abc/launch/sweep\.py$"):
         store.frozen(tmp_path, "abc")
     with pytest.raises(ValueError, match=r"^code: 'def' is not in .*; there are abc$"):
         store.frozen(tmp_path, "def")
-
-
-def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Command, tmp_path: Path) -> None:
-    tools = tmp_path / "bin"  # a PATH without sbatch
-    tools.mkdir()
-    for name in ("git", "env", "true"):
-        os.symlink(str(shutil.which(name)), tools / name)
-    env = {**os.environ, "PATH": str(tools), "OMP_NUM_THREADS": "1"}
-    asked = ["-m", *without_sampler(tiny), "budget.images=64", "preflight.disk_gb=0.01", f"store={tmp_path}/store",
-             "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
-
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return command("sweep", *asked, *more, env=env, check=False)
-
-    first = run()
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "no sbatch here: 3 jobs run on this machine" in first.stdout
-    assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2
-    again = run("report=status")
-    assert "0 jobs run on this machine" in again.stdout
-    assert again.stdout.count("done") == 2 * 3, "the report is not that of the study"
-    measured = run("metrics=[cost]")
-    assert measured.returncode == 0, measured.stdout + measured.stderr
-    assert "2 jobs run on this machine" in measured.stdout, "what was trained was trained again"
-    assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2, "samples that were there were drawn again"
-    assert len(list((tmp_path / "store").glob("runs/*/evaluations/*/cost-*.json"))) == 2
-    assert "0 jobs run on this machine" in run("metrics=[cost]").stdout
-    refused = run("report=nothing")
-    assert refused.returncode == 2
-    assert "report: 'nothing' is not accepted" in refused.stderr
-    failing = run("rate.peak=1e30", "seed=3")
-    assert failing.returncode == 1
-    assert "failed: " in failing.stdout + failing.stderr
-    newest = max((tmp_path / "store" / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
-    shown = subprocess.run([sys.executable, "launch/status.py", str(newest.parent)], cwd=ROOT, env=env, capture_output=True,
-                           text=True, check=True).stdout
-    assert "FAILED" in shown
-    assert "not finite" in " ".join(shown.split())
-    assert len(json.loads(newest.read_text())["points"]) == 3
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ebm.data.layout import ALLOCATION, DESCRIPTOR, FIELD, HEADER, METADATA, RAW, RGB_IMAGE, VERSION, Layout
 from ebm.data.manifest import Manifest
+from ebm.files import write_atomically
 
 
 class Hashed:
@@ -94,11 +95,12 @@ def write_beton(
             out.write(image.tobytes())
         out.pad(layout.table)
         out.write(layout.allocations())
+        file.flush()
+        os.fsync(file.fileno())  # a full disk says so here, with the old file and its manifest still there
         Manifest.beside(path).unlink(missing_ok=True)  # an old manifest must never stand beside the new file
     manifest = Manifest(source=source, count=count, height=layout.height, width=layout.width, bytes=out.bytes,
                         sha256=out.sha256.hexdigest())
-    with replacing(Manifest.beside(path)) as file:
-        file.write(manifest.to_json().encode())
+    write_atomically(Manifest.beside(path), manifest.to_json().encode())
     return manifest
 
 

@@ -56,18 +56,20 @@ def cifar10(root: str | Path, *, train: bool, download: bool) -> Source:
     return Source(name=f"cifar10 {'train' if train else 'test'}", count=50_000 if train else 10_000, images=images)
 
 
-def square(file: Path, *, size: int) -> Pixels:
-    """The file's image as (size, size, 3), cut to its central square, resized only if needed.
-
-    Raises ValueError, naming the file, if it cannot be read.
-    """
+def opened(file: Path) -> Image.Image:
+    """The file's picture as RGB, the way up that it says; raises ValueError, naming the file, if it cannot be read."""
     try:
-        with Image.open(file) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"more than 8 bits a channel (mode {opened.mode})")
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file}: not a readable image ({error})") from error
+
+
+def square(file: Path, *, size: int) -> Pixels:
+    """The file's image as (size, size, 3), cut to its central square, resized only if needed; errors as `opened`."""
+    image = opened(file)
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
     image = image.crop((left, top, left + edge, top + edge))
@@ -76,15 +78,12 @@ def square(file: Path, *, size: int) -> Pixels:
     return np.array(image)
 
 
-def folder(path: str | Path, *, size: int) -> Source:
-    """Every png, jpg, jpeg, webp and bmp file under ``path``, in the order of their paths, as size x size RGB.
+def pictures(path: Path) -> list[Path]:
+    """Every png, jpg, jpeg, webp and bmp file under ``path``, in the order of their paths.
 
-    Transparency is dropped. Pictures of other kinds are left out, with a warning that counts them. Raises ValueError if there
-    is no file or ``size`` is below 1; an unreadable file raises ValueError when reached.
+    Pictures of other kinds are left out, with a warning that counts them. Raises FileNotFoundError where there is no such
+    folder, ValueError where it holds no file.
     """
-    path = Path(path)
-    if size < 1:
-        raise ValueError(f"size: {size!r} is not accepted; it must be at least 1 pixel")
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     every = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
@@ -96,6 +95,18 @@ def folder(path: str | Path, *, size: int) -> Source:
         warnings.warn(f"{path}: {left} left out; {', '.join(sorted(SUFFIXES))} are read", stacklevel=2)
     if not files:
         raise ValueError(f"{path}: holds no {', '.join(sorted(SUFFIXES))} file")
+    return files
+
+
+def folder(path: str | Path, *, size: int) -> Source:
+    """The `pictures` under ``path`` as size x size RGB; transparency is dropped.
+
+    Raises as `pictures` does, and ValueError if ``size`` is below 1; an unreadable file raises ValueError when reached.
+    """
+    path = Path(path)
+    if size < 1:
+        raise ValueError(f"size: {size!r} is not accepted; it must be at least 1 pixel")
+    files = pictures(path)
     listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)
     return Source(name=f"folder {path.resolve().name} at {size} pixels, listing {digest(listing.encode())}",
                   count=len(files), images=lambda: (square(file, size=size) for file in files))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebm.samplers.langevin import sigma_of
-from ebm.samplers.step import ScoreModel
+from ebm.samplers.step import ScoreModel, has_energy
 
 Product = Callable[[Tensor], Tensor]
 
@@ -41,7 +41,7 @@ def curvature(model: ScoreModel, x: Tensor, *, sigma: float, iterations: int, ge
 
 def _product(model: ScoreModel, x: Tensor, *, sigma: float) -> tuple[Product, Callable[[Tensor], float]]:
     """v -> Hv for x's images, each its own, and how asymmetric they are along a vector."""
-    symmetric = callable(getattr(model, "energy", None))
+    symmetric = has_energy(model)
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         score = model.score(leaf, sigma_of(x, sigma=sigma))

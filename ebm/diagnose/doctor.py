@@ -21,7 +21,7 @@ from ebm.diagnose.verdict import judge
 from ebm.precision import Precision
 from ebm.randomness import generator, image_generators, normal_like
 from ebm.samplers.langevin import sigma_of
-from ebm.samplers.step import EnergyModel, ScoreModel, Step
+from ebm.samplers.step import ScoreModel, Step, has_energy
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
@@ -108,8 +108,9 @@ class Doctor:
                             generators)
         steps = sampler(self.model, noise, generators=generators)
         path: Path | StepRecord | None = None
+        start = start_of(sampler)
         # Whoever iterates sets autocast for the whole generator's moves: it is left between them.
-        followed = follow(self.mixed(steps), start_of(sampler) * noise, reference=reference, energy=self.energy(),
+        followed = follow(self.mixed(steps), start * noise, sigma=start, reference=reference, energy=self.energy(),
                           clamp=sampler.keywords.get("clamp"), states=self.effort.states)
         for path in followed:
             if isinstance(path, StepRecord):
@@ -129,13 +130,12 @@ class Doctor:
     def energy(self) -> EnergyOf | None:
         """How the energy is read, None where there is none."""
         model = self.model
-        if not callable(getattr(model, "energy", None)):
+        if not has_energy(model):
             return None
 
         @torch.no_grad()
         def read(x: Tensor, sigma: float) -> Tensor:
-            energetic: EnergyModel = model  # type: ignore[assignment]
-            return energetic.energy(x, sigma_of(x, sigma=sigma))
+            return model.energy(x, sigma_of(x, sigma=sigma))
 
         return read
 

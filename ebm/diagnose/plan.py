@@ -111,7 +111,7 @@ def _light(step: Step) -> StepRecord:
     """A record of the move alone."""
     a, b, none = step.step_size, step.noise_size, math.nan
     return StepRecord(
-        index=step.index, sigma=step.sigma, step_size=a, noise_size=b, drift=none,
+        index=step.index, sigma=step.sigma, lies_at=step.lies_at, step_size=a, noise_size=b, drift=none,
         temperature=None if a is None else b**2 / (2 * a), drift_total=none, noise_total=none, moved=none, rms=none,
         clamped=0.0, energy=None, distance=none, noise=none,
         acceptance=None if step.acceptance is None else float(step.acceptance.mean()))

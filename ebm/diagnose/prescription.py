@@ -96,6 +96,8 @@ def _candidates(facts: Facts, names: set[str]) -> Iterator[Cure]:
         yield from _single_level(facts, names)
         return
     limits = _limits(facts) if "blind" in names else {}
+    if limits is None:
+        return
     final: dict[str, object] = {"denoise": True} if "noise left" in names else {}
     for changes in sorted(_ladders(facts, names), key=lambda c: _moves({**settings, **c})):
         if _moves({**settings, **changes}) <= max(MOST_MOVES, _moves(settings)):
@@ -138,17 +140,17 @@ def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
     return [{}]
 
 
-def _limits(facts: Facts) -> dict[str, object]:
-    """The trusted part of the grid that is walked."""
+def _limits(facts: Facts) -> dict[str, object] | None:
+    """The trusted part of the grid that is walked; None where there is none, or one level of it."""
     assert facts.trusted is not None
     visited = [record.sigma for record in facts.path.records]
-    low, high = facts.trusted
+    least, greatest = (float(f"{sigma:.3g}") for sigma in facts.trusted)
     limits: dict[str, object] = {}
-    if min(visited) < low:
-        limits["grid.sigma_min"] = float(f"{low:.3g}")
-    if max(visited) > high:
-        limits["grid.sigma_max"] = float(f"{high:.3g}")
-    return limits
+    if min(visited) < least:
+        limits["grid.sigma_min"] = least
+    if max(visited) > greatest:
+        limits["grid.sigma_max"] = greatest
+    return limits if max(least, min(visited)) < min(greatest, max(visited)) else None
 
 
 def _covers(facts: Facts) -> bool:
@@ -178,12 +180,12 @@ def _ladder_instead(facts: Facts, a: float) -> Iterator[Cure]:
     sigma, steps = facts.path.records[-1].sigma, facts.sampler.keywords["steps"]
     low, high = facts.trusted or (sigma, sigma)
     scale = round(min(a / sigma**2, STIFFNESS), 4)
-    top = min(high, 3 * math.sqrt(facts.reference.variances[0]))
-    bottom = min(max(low, 0.01), sigma)
-    rungs = max(2, math.ceil(math.log(max(top, sigma) / bottom) / math.log(1 + 3 / math.sqrt(2 * facts.reference.dimensions))))
+    top = min(high, max(3 * math.sqrt(facts.reference.variances[0]), sigma))
+    bottom = max(low, min(0.01, sigma))
     ranges = []
     if _covers(facts) and top > 1.1 * bottom:  # else its start would be no noised image
-        ranges.append((bottom, max(top, sigma), rungs))
+        rungs = math.ceil(math.log(top / bottom) / math.log(1 + 3 / math.sqrt(2 * facts.reference.dimensions)))
+        ranges.append((bottom, top, max(2, rungs)))
     if low <= sigma <= high:
         ranges.insert(0, (sigma * 0.999, sigma, 1))
     for least, greatest, levels in ranges:

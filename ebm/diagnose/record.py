@@ -17,10 +17,12 @@ EnergyOf = Callable[[Tensor, float], Tensor]  # (B, C, H, W), σ -> (B,)
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One move, RMS over images and pixels; energy, distance and noise are of the state that lies at ``sigma``."""
+    """One move, RMS over images and pixels; energy, distance and noise are of x after a move that stays at its level, else of x
+    before it, and of the last x."""
 
     index: int
-    sigma: float
+    sigma: float  # told to the score
+    lies_at: float  # where the move ends
     step_size: float | None  # a
     noise_size: float  # b
     drift: float  # RMS of the deterministic part, ‖a s‖/√D
@@ -38,7 +40,7 @@ class StepRecord:
     @property
     def denoising(self) -> bool:
         """Whether it is the last move to the mean of the clean image: a = σ² and no noise."""
-        return is_denoising(self)
+        return self.step_size is not None and self.lies_at == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,11 @@ class Path:
 
 
 def follow(
-    steps: Iterator[Step], start: Tensor, *, reference: Reference, energy: EnergyOf | None, clamp: float | None, states: int
+    steps: Iterator[Step], start: Tensor, *, sigma: float, reference: Reference, energy: EnergyOf | None, clamp: float | None,
+    states: int
 ) -> Iterator[StepRecord | Path]:
-    """A record for each step, then the whole path, with ``states`` of its states; stops where x is not finite."""
+    """A record for each step from ``start``, which lies at ``sigma``, then the whole path, with ``states`` of its states; stops
+    where x is not finite."""
     records: list[StepRecord] = []
     kept: list[tuple[int, float, Tensor]] = []
     drifted, variance, x, broken = torch.zeros_like(start), 0.0, start, None
@@ -64,18 +68,20 @@ def follow(
         if not bool(step.x.isfinite().all()):
             broken = step.index
             break
-        before, x = x, step.x
-        # An ODE's solver leaves x at the next level, which a step doesn't tell: what is seen lies at σ before its move.
-        seen = x if step.step_size is not None or step.index == step.total - 1 else before
+        before, left, x, sigma = x, sigma, step.x, step.lies_at
+        # A move that changes the level is seen before it, where the score was asked.
+        stays = step.lies_at == step.sigma or step.index == step.total - 1
+        seen, level = (x, sigma) if stays else (before, left)
+        told = level or step.sigma  # no model knows σ = 0
         drifted += step.drift
-        variance += step.noise_size**2
+        variance += step.noise_size**2 * (1.0 if step.acceptance is None else float(step.acceptance.mean()))
         look = step.index % max(1, math.ceil(step.total / states)) == 0 or step.index == step.total - 1
         read = energy is not None and (step.index % math.ceil(step.total / 100) == 0 or look)
-        records.append(_record(step, seen, start, drifted, variance, reference=reference, clamp=clamp,
-                               energy=float(energy(seen, step.sigma).mean()) if energy is not None and read else None))
+        records.append(_record(step, seen, start, drifted, variance, level=level, reference=reference, clamp=clamp,
+                               energy=float(energy(seen, told).mean()) if energy is not None and read else None))
         if look:
-            kept.append((step.index, step.sigma, seen.detach()))
-        latest.append((step.index, step.sigma, seen.detach()))
+            kept.append((step.index, told, seen.detach()))
+        latest.append((step.index, told, seen.detach()))
         yield records[-1]
     for state in [*latest] if broken is not None else [*latest][-1:]:
         if state[0] > kept[-1][0]:
@@ -83,22 +89,16 @@ def follow(
     yield Path(start=start, final=x, records=tuple(records), states=tuple(kept), broken=broken)
 
 
-def _record(step: Step, seen: Tensor, start: Tensor, drifted: Tensor, variance: float, *, reference: Reference,
+def _record(step: Step, seen: Tensor, start: Tensor, drifted: Tensor, variance: float, *, level: float, reference: Reference,
             clamp: float | None, energy: float | None) -> StepRecord:
     a, b = step.step_size, step.noise_size
-    cleaned = is_denoising(step) or (a is None and step.index == step.total - 1)  # x lies at σ = 0 after it
     return StepRecord(
-        index=step.index, sigma=step.sigma, step_size=a, noise_size=b, drift=_rms(step.drift),
+        index=step.index, sigma=step.sigma, lies_at=step.lies_at, step_size=a, noise_size=b, drift=_rms(step.drift),
         temperature=None if a is None else b**2 / (2 * a), drift_total=_rms(drifted), noise_total=math.sqrt(variance),
         moved=_rms(step.x - start), rms=_rms(step.x),
         clamped=0.0 if clamp is None else float((step.x.abs() >= clamp).float().mean()),
-        energy=energy, distance=reference.distance(seen, sigma=0.0 if cleaned else step.sigma), noise=reference.noise(seen),
+        energy=energy, distance=reference.distance(seen, sigma=level), noise=reference.noise(seen),
         acceptance=None if step.acceptance is None else float(step.acceptance.mean()))
-
-
-def is_denoising(move: Step | StepRecord) -> bool:
-    """Whether a move goes to the mean of the clean image: a = σ², without noise."""
-    return move.noise_size == 0 and move.step_size is not None and math.isclose(move.step_size, move.sigma**2, rel_tol=1e-6)
 
 
 def _rms(x: Tensor) -> float:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from ebm.data.beton import Beton
 from ebm.data.shapes import shapes as embedded
-from ebm.data.sources import folder, npz
+from ebm.data.sources import npz, opened, pictures
 from ebm.randomness import generator, seed_of
 
 Shape = tuple[int, int, int]
@@ -105,11 +104,14 @@ def found(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
         beton = Beton.open(path)
         chosen = torch.randperm(beton.count, generator=source)[:count].sort().values
         return torch.stack([fitted(Image.fromarray(pixels), shape) for pixels in beton.rows(chosen.numpy())])
-    images = npz(path, key="images") if path.suffix == ".npz" else folder(path, size=max(shape[1:]))
-    chosen = torch.randperm(images.count, generator=source)[:count].sort().values
-    wanted = {int(i) for i in chosen}
-    pixels = (one for i, one in enumerate(islice(images.images(), max(wanted) + 1)) if i in wanted)
-    return torch.stack([fitted(Image.fromarray(np.asarray(one)), shape) for one in pixels])
+    if path.suffix == ".npz":
+        images = npz(path, key="images")
+        wanted = {*torch.randperm(images.count, generator=source)[:count].tolist()}
+        return torch.stack([fitted(Image.fromarray(np.asarray(one)), shape)
+                            for i, one in enumerate(images.images()) if i in wanted])
+    files = pictures(path)
+    chosen = torch.randperm(len(files), generator=source)[:count].sort().values
+    return torch.stack([fitted(opened(files[i]), shape) for i in chosen.tolist()])
 
 
 def fitted(image: Image.Image, shape: Shape) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ebm.nets.twice import joint_gradient
 from ebm.samplers.langevin import sigma_of
-from ebm.samplers.step import ScoreModel
+from ebm.samplers.step import ScoreModel, has_energy
 
 Array = NDArray[np.float64]
 ACCEPTED = 0.95  # share of the inliers that is let through where outliers' is read
@@ -29,8 +29,8 @@ def readings(model: ScoreModel, x: Tensor, *, levels: Sequence[float]) -> dict[s
     """
     energies, norms = [], []
     for sigma in levels:
-        if callable(energy := getattr(model, "energy", None)):
-            value, slope, _ = joint_gradient(energy, x, sigma_of(x, sigma=sigma))  # both from one pass
+        if has_energy(model):
+            value, slope, _ = joint_gradient(model.energy, x, sigma_of(x, sigma=sigma))  # both from one pass
             energies.append(value.double().cpu().numpy())
         else:
             slope = model.score(x, sigma_of(x, sigma=sigma))

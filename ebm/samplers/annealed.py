@@ -67,7 +67,7 @@ def predictor_corrector(
     moves = []
     for sigma, after in pairwise(levels):
         variance = sigma**2 - after**2  # that the reversed diffusion takes away: a = b² = σ² − σ_after² (eq. 46)
-        moves.append(Move(sigma, variance, math.sqrt(variance)))
+        moves.append(Move(sigma, variance, math.sqrt(variance), lies_at=after))
         moves += [langevin_move(after, 2 * (signal_to_noise * after) ** 2)] * corrector_steps
     if denoise:
         moves.append(denoising_move(levels[-1]))
@@ -76,9 +76,9 @@ def predictor_corrector(
 
 def langevin_move(sigma: float, step_size: float) -> Move:
     """The unadjusted Langevin move of size a at level σ, whose noise is √(2a)."""
-    return Move(sigma, step_size, math.sqrt(2 * step_size))
+    return Move(sigma, step_size, math.sqrt(2 * step_size), lies_at=sigma)
 
 
 def denoising_move(sigma: float) -> Move:
     """The noiseless move to the posterior mean x + σ² s of the clean image (Tweedie's formula; Robbins 1956)."""
-    return Move(sigma, sigma**2, 0.0)
+    return Move(sigma, sigma**2, 0.0, lies_at=0.0)

@@ -19,6 +19,7 @@ class Move(NamedTuple):
     sigma: float
     step_size: float  # a
     noise_size: float  # b
+    lies_at: float  # σ of x after the move
 
 
 def langevin(
@@ -47,7 +48,7 @@ def langevin(
     if clamp is not None:
         positive(clamp=clamp)
     one_generator_each(noise, generators)
-    moves = [Move(sigma, step_size, noise_size)] * steps
+    moves = [Move(sigma, step_size, noise_size, lies_at=sigma)] * steps
     return walk(model, start * noise, moves=moves, clamp=clamp, generators=generators)
 
 
@@ -89,7 +90,7 @@ def walk(
     generators: Sequence[torch.Generator],
 ) -> Iterator[Step]:
     """Makes the planned moves from x, (B, C, H, W), yielding a Step after each."""
-    for index, (sigma, step_size, noise_size) in enumerate(moves):
+    for index, (sigma, step_size, noise_size, lies_at) in enumerate(moves):
         drift = step_size * score_at(model, x, sigma=sigma)
         x = noised(x + drift, size=noise_size, generators=generators)
         if clamp is not None:
@@ -99,6 +100,7 @@ def walk(
             index=index,
             total=len(moves),
             sigma=sigma,
+            lies_at=lies_at,
             drift=drift,
             noise_size=noise_size,
             step_size=step_size,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ebm.accepted import positive, whole
 from ebm.randomness import normal_like, uniform
 from ebm.samplers.langevin import one_generator_each, score_at, sigma_of
-from ebm.samplers.step import EnergyModel, Step
+from ebm.samplers.step import EnergyModel, Step, with_energy
 from ebm.schedule import NoiseSchedule
 
 
@@ -31,8 +31,7 @@ def metropolis_annealed(
     Starts at σ_max · noise, (B, C, H, W); ``denoise`` ends with x + σ² s, which is not tested. Raises ValueError for
     a model that has a score but no energy, and for an unusable argument.
     """
-    if not callable(getattr(model, "energy", None)):
-        raise ValueError(f"model: {type(model).__name__} is not accepted; the Metropolis test needs an energy")
+    with_energy(model, what="the Metropolis test")
     whole(1, steps=steps, steps_per_level=steps_per_level)
     positive(step_scale=step_scale)
     one_generator_each(noise, generators)
@@ -84,7 +83,8 @@ def _metropolis_annealed(
                 index=index,
                 total=total,
                 sigma=sigma,
-                drift=drift,
+                lies_at=sigma,
+                drift=_where(accepted, drift, torch.zeros_like(drift)),
                 noise_size=math.sqrt(2 * a),
                 step_size=a,
                 acceptance=acceptance,
@@ -94,7 +94,8 @@ def _metropolis_annealed(
     if denoise:
         a = sigma**2
         drift = a * state.score
-        yield Step(x=x + drift, index=index, total=total, sigma=sigma, drift=drift, noise_size=0.0, step_size=a)
+        yield Step(x=x + drift, index=index, total=total, sigma=sigma, lies_at=0.0, drift=drift,
+                   noise_size=0.0, step_size=a)
 
 
 def _acceptance(state: _State, proposal: _State, *, n: Tensor, step_size: float) -> Tensor:

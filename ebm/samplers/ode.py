@@ -65,7 +65,8 @@ def _heun(
             slope = (slope - after * score_at(model, ahead, sigma=after)) / 2
         drift = (after - sigma) * slope
         x = x + drift
-        yield Step(x=x, index=index, total=len(levels), sigma=sigma, drift=drift, noise_size=noise_size)
+        yield Step(x=x, index=index, total=len(levels), sigma=sigma, lies_at=after, drift=drift,
+                   noise_size=noise_size)
 
 
 def dpm_solver_pp_2m(
@@ -100,7 +101,7 @@ def _dpm_solver_pp_2m(model: ScoreModel, noise: Tensor, *, levels: Sequence[floa
             before = length, denoised
         drift = (1 - after / sigma) * (target - x)  # from σ to 0 the step is infinite in λ, hence first order
         x = x + drift
-        yield Step(x=x, index=index, total=len(levels), sigma=sigma, drift=drift, noise_size=0.0)
+        yield Step(x=x, index=index, total=len(levels), sigma=sigma, lies_at=after, drift=drift, noise_size=0.0)
 
 
 def _levels(grid: NoiseSchedule, steps: int) -> list[float]:

@@ -112,10 +112,11 @@ class Save:
         loss = None if self.held_out is None or trainer.stopping else self.held_out(trainer)
         if not trainer.world.is_main:
             return
-        start = time.perf_counter()
-        path = self.checkpoints.save(trainer.step, trainer.state())
-        self.metrics.write("save", step=trainer.step, images=trainer.images, seconds=time.perf_counter() - start,
-                           early=trainer.stopping)
         if loss is not None:
             self.metrics.write("held_out", step=trainer.step, images=trainer.images, loss=loss)
+        start = time.perf_counter()
+        path = self.checkpoints.save(trainer.step, trainer.state())
+        if loss is not None:
             self.checkpoints.mark_best(path, loss)
+        self.metrics.write("save", step=trainer.step, images=trainer.images, seconds=time.perf_counter() - start,
+                           early=trainer.stopping)

@@ -38,6 +38,11 @@ class Metrics:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 2), **finite}) + "\n")
 
+    def ended(self) -> bool:
+        """Whether the last record is a training's end."""
+        records = [*read(self.path)]
+        return bool(records) and records[-1]["event"] == "end"
+
     def cut(self, step: int) -> None:
         """Drops the records of steps after ``step``."""
         kept = [record for record in read(self.path) if record.get("step", 0) <= step]

@@ -14,6 +14,7 @@ from ebm.train.budget import Budget
 from ebm.train.distributed import known_device
 from launch.config.build import best_precision, build, naming, plain, seed
 
+LONGEST = 1e9  # seconds, some thirty years: what waits has no clock for more
 SETTINGS: dict[str, tuple[type, float | None]] = {  # kind and least value
     "compile": (bool, None), "data.flip": (bool, None), "data.dequantise": (bool, None), "data.loader": (str, None),
     "data.workers": (int, 1), "data.resident_bytes": (int, 0),
@@ -28,7 +29,7 @@ SETTINGS: dict[str, tuple[type, float | None]] = {  # kind and least value
 def setting(cfg: DictConfig, key: str) -> Any:
     """The value of a key; raises ValueError where it isn't of its kind or out of its range."""
     kind, least = SETTINGS[key]
-    return plain(cfg, key, kind, least=least)
+    return plain(cfg, key, kind, least=least, most=LONGEST if key.endswith("_seconds") else None)
 
 
 def switch(cfg: DictConfig, key: str, *, auto: bool) -> bool:
@@ -48,15 +49,17 @@ def cuda_graph(cfg: DictConfig, *, gpu: bool) -> bool:
     return wanted
 
 
-def precision(cfg: DictConfig, device: torch.device) -> str:
-    """The precision asked for, or the one that "auto" means on the device."""
+def precision(cfg: DictConfig, device: torch.device, *, before: str | None = None) -> str:
+    """The precision asked for, or the one that "auto" means: what it was ``before``, or what the device is best at."""
     if cfg.precision not in ("auto", *DTYPES):
         raise ValueError(f"precision: {cfg.precision!r} is not accepted; choose auto, {', '.join(DTYPES)}")
-    return best_precision(device) if cfg.precision == "auto" else str(cfg.precision)
+    return before or best_precision(device) if cfg.precision == "auto" else str(cfg.precision)
 
 
 def rules(cfg: DictConfig) -> list[Any]:
     """The rules by which averages of the parameters are made, one at least."""
+    if not OmegaConf.is_list(cfg.average.rules):
+        raise ValueError(f"average.rules: {cfg.average.rules!r} is not accepted; it must be a list: see configs/average/")
     if not cfg.average.rules:
         raise ValueError("average.rules: [] is not accepted; it must name at least one average")
     for index, rule in enumerate(cfg.average.rules):

@@ -1,6 +1,7 @@
 """From a config to samples: the artist, where its images go and under what name, and the files that hold them."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -68,8 +69,9 @@ def name(cfg: DictConfig, step: int) -> str:
 def fingerprint(cfg: DictConfig, step: int, artist: Artist) -> str:
     """A name for all that the batches put aside are a function of."""
     # The first: how batches are put aside, so that none is taken up that was written in another way.
-    what = ["2", OmegaConf.to_container(cfg.sampler, resolve=True), artist.seed, cfg.batch, cfg.ema, step, artist.checkpoint,
-            artist.precision.name, artist.device.type]
+    # How many there are in all as well: who has gathered his own deletes them, and another may still be drawing.
+    what = ["2", OmegaConf.to_container(cfg.sampler, resolve=True), artist.seed, cfg.n, cfg.batch, cfg.ema, step,
+            artist.checkpoint, artist.precision.name, artist.device.type]
     what += [artist.task, artist.identity] if isinstance(artist, Commission) else []
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
@@ -88,8 +90,17 @@ def drawn_aside(cfg: DictConfig, artist: Artist, step: int, world: World, *, par
 def gathered(cfg: DictConfig, artist: Artist, step: int, *, aside: Path) -> Path:
     """Writes all that was put aside, which is then deleted; the protocol's place."""
     protocol = write(cfg, collect(aside, cfg.n, batch=cfg.batch, device=device_name(artist.device)), step, artist)
-    shutil.rmtree(aside)
+    delete(aside)
     return protocol
+
+
+def delete(aside: Path) -> None:
+    """Removes a folder of batches as one: half of it would be taken for batches that were drawn."""
+    gone = aside.with_name(f"{aside.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        aside.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def write(cfg: DictConfig, drawn: Drawn, step: int, artist: Artist) -> Path:

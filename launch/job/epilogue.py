@@ -5,6 +5,7 @@ back, unless three restarts have brought no progress. Only the standard library.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])  # the code beside this f
 from launch.job.process import newest, node, number
 
 RESTARTS = 3  # without progress
+PATIENCE, PAUSE = 600.0, 5.0  # seconds for which a controller that doesn't answer is asked again, and between two times
 
 
 def main() -> None:
@@ -37,31 +39,38 @@ def main() -> None:
         note(run, reason)
         print(f"error: {reason}", file=sys.stderr, flush=True)
         sys.exit(code)
+    if scontrol("requeue", me, patience=PATIENCE) is None:
+        note(run, f"it ended with exit code {code} and could not be requeued; see the job's log")
+        sys.exit(code)
     print(f"requeued after exit code {code} ({said or 'nobody said why'})", flush=True)
-    scontrol("requeue", me)
     if said.startswith("avoid"):
         nodes = sorted({*avoided(job), *said.split()[1:]})
         (job / "avoided").write_text(" ".join(nodes))
         for _ in range(20):  # only a job that waits can be told where not to run
-            if scontrol("update", f"JobId={me}", f"ExcNodeList={','.join(nodes)}"):
+            if scontrol("update", f"JobId={me}", f"ExcNodeList={','.join(nodes)}") is not None:
                 break
             time.sleep(0.5)
     time.sleep(60)  # until SLURM ends this script
     sys.exit(code)
 
 
-def scontrol(*arguments: str) -> bool:
-    """Runs `scontrol`; says whether it did as asked."""
-    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
+def scontrol(*arguments: str, patience: float = 0.0) -> str | None:
+    """What `scontrol` answers, None where it refuses for as long as our ``patience``, in seconds, lasts: a controller that is
+    being restarted answers nobody."""
+    until = time.monotonic() + patience
+    while True:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout
         print(f"scontrol {' '.join(arguments)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-    return done.returncode == 0
+        if time.monotonic() >= until:
+            return None
+        time.sleep(PAUSE)
 
 
 def cancelled(me: str) -> bool:
     """Whether the job is being cancelled: that is someone's will, not a fault."""
-    shown = subprocess.run(["scontrol", "show", "job", "-o", me], capture_output=True, text=True, check=False).stdout
-    return "JobState=CANCELLED" in shown
+    return "JobState=CANCELLED" in (scontrol("show", "job", "-o", me, patience=PATIENCE) or "")
 
 
 def progress(folder: Path) -> str:
@@ -86,9 +95,12 @@ def avoided(job: Path) -> list[str]:
 def note(run: Path, reason: str) -> None:
     """Adds the reason to the run's failure.json, keeping what a process may have written there."""
     path = run / "failure.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = {"node": node()}
+    with contextlib.suppress(OSError, ValueError):  # none, or half of one
+        before = json.loads(path.read_text())
+        reason = f"{reason}; at last: {before['error']}" if before.get("error") else reason
     run.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**before, "error": reason, "node": node()}, indent=2))
+    path.write_text(json.dumps({**before, "error": reason}, indent=2))
 
 
 if __name__ == "__main__":

@@ -42,10 +42,13 @@ def recorded(folder: Path) -> Iterator[None]:
     except Exception as error:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
-        from ebm.train.distributed import lost_peer  # torch, which a process that only submits is spared
+        import torch  # which a process that only submits is spared
+
+        from ebm.train.distributed import lost_peer
 
         if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
-            verdict("failed")
+            broken = isinstance(error, torch.AcceleratorError)  # a GPU that fell off the bus, as likely as a kernel's fault
+            verdict(f"avoid {node()}" if broken else "failed")
             record(folder, f"{type(error).__name__}: {error}", text)
         sys.stdout.flush()
         os._exit(1)
@@ -55,7 +58,7 @@ def record(folder: Path, error: str, text: str = "") -> None:
     """Writes failure.json unless another process of this start has, or there is neither run nor job yet."""
     path = folder / "failure.json"
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(path.read_text())["start"] == start():
+        if json.loads(path.read_text()).get("start") == start():
             return
     if not (folder.is_dir() or "EBM_JOB" in os.environ):
         return

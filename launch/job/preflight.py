@@ -15,6 +15,7 @@ from ebm.train.distributed import MissingPeersError, World
 from launch.job.process import node, verdict
 
 PROBE = 4 << 20  # bytes written to measure the speed of the run's disk
+GRACE = 5.0  # seconds in which rank 0 can say which processes are missing, before another says only that some are
 
 
 class NodeFaultError(OSError):
@@ -29,19 +30,26 @@ def meeting() -> Iterator[None]:
     except MissingPeersError as error:
         nodes, here = os.environ.get("EBM_NODES", "").split(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         missing = sorted({nodes[rank // here] for rank in error.ranks if rank // here < len(nodes)})
-        if missing and os.environ["RANK"] == "0":  # it knows who has come; another may itself be the one that can't be reached
+        if os.environ["RANK"] != "0":  # the one that can't be reached may be this: rank 0, if it is there, has the first word
+            time.sleep(GRACE)
+            verdict("again")
+        elif missing:  # it knows who has come
             # Where nobody else has come, and there are several others, the node that is cut off is this one.
             verdict(f"avoid {' '.join([node()] if 1 < len(nodes) - 1 == len(missing) else missing)}")
         where = f" (node {', '.join(missing)}; seen from node {node()})" if missing else ""
         raise OSError(f"peers_seconds: {error}{where}") from error
 
 
-def preflight(world: World, *, folder: Path, memory_gb: float, disk_gb: float, write_mb_s: float) -> None:
-    """Raises NodeFaultError on every process, naming node and fault, where any process finds one.
+def fit(world: World, *, asked: str, memory_gb: float) -> None:
+    """Raises NodeFaultError on every process, naming node and fault, where the device of any is not the one ``asked`` for,
+    computes wrongly or has less than ``memory_gb`` free."""
+    everywhere(world, lambda: check_device(world.device, asked, memory_gb))
 
-    ``memory_gb`` of the device and ``disk_gb`` of the run's folder must be free, and ``write_mb_s`` written per second.
-    """
-    everywhere(world, lambda: check_device(world.device, memory_gb), lambda: check_disk(folder, disk_gb, write_mb_s))
+
+def preflight(world: World, *, folder: Path, disk_gb: float, write_mb_s: float) -> None:
+    """Raises NodeFaultError on every process, naming node and fault, where any process finds one: ``disk_gb`` of the run's
+    folder must be free, ``write_mb_s`` written per second, and the processes' sums right."""
+    everywhere(world, lambda: check_disk(folder, disk_gb, write_mb_s))
     if int(world.sum(torch.ones((), device=world.device))) != world.size:  # over the network of the gradients
         raise NodeFaultError(f"node {node()}: a sum over all processes is wrong")
 
@@ -67,8 +75,12 @@ def everywhere(world: World, *checks: Callable[[], object]) -> None:
         raise NodeFaultError("; ".join(sorted({f"node {where}: {what}" for where, what in found})))
 
 
-def check_device(device: torch.device, memory_gb: float) -> None:
-    """Raises RuntimeError where the device doesn't compute, OSError where too little of its memory is free."""
+def check_device(device: torch.device, asked: str, memory_gb: float) -> None:
+    """Raises RuntimeError where the device isn't there or doesn't compute, OSError where too little of its memory is free."""
+    if device.type == asked == "cpu":
+        return
+    if device.type == "cpu" and int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) and shutil.which("nvidia-smi"):
+        raise RuntimeError("SLURM gives this job GPUs, and PyTorch finds none; device=cpu does without")
     if float(torch.ones(8, device=device).sum()) != 8:
         raise RuntimeError(f"{device} computes wrongly")
     if device.type == "cuda":

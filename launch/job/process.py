@@ -33,7 +33,9 @@ def become(task: Task) -> None:
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         os.environ.update(ranks())
         if os.environ["RANK"] == "0":
-            (Path(os.environ["EBM_JOB"]) / "task.json").write_text(json.dumps(asdict(task)))
+            place = Path(os.environ["EBM_JOB"]) / "task.json"
+            place.with_suffix(".new").write_text(json.dumps(asdict(task)))
+            place.with_suffix(".new").replace(place)  # whole, whenever this process is killed
     print(" ".join(task.command), flush=True)
     sys.stderr.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

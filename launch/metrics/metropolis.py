@@ -16,6 +16,7 @@ from ebm.evaluate.acceptance import gains, walked
 from ebm.randomness import generator
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
+from ebm.samplers.step import with_energy
 from ebm.sampling import Sampler, trajectory
 from ebm.schedule import NoiseSchedule
 from launch.drawing.artist import Passes
@@ -55,8 +56,7 @@ class Metropolis:
             positive(step_scales=scale)
         if not 2 <= self.groups <= self.count:
             raise ValueError(f"metric.metropolis.groups: {self.groups} is not accepted; it must be 2 to count={self.count}")
-        if not callable(getattr(work.artist.model, "energy", None)):
-            raise ValueError(f"metric.metropolis: {type(work.artist.model).__name__} is not accepted; the test needs an energy")
+        with_energy(work.artist.model, what="metrics=[metropolis]")
         charting()
 
     def __call__(self, work: Work) -> Figures | None:

@@ -16,6 +16,7 @@ from ebm.data import Dataset, to_float
 from ebm.evaluate.outlier_sets import MADE, STANDARD, found, standard
 from ebm.evaluate.outliers import Array, Typical, auroc, auroc_stderr, fpr95, readings
 from ebm.randomness import generator
+from ebm.samplers.step import has_energy
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.config.build import build, naming
 from launch.metrics.chart import charting, png
@@ -117,8 +118,7 @@ class Outliers:
 
     def scores_of(self, work: Work) -> list[str]:
         """Those of the scores that the model allows."""
-        has_energy = callable(getattr(work.artist.model, "energy", None))
-        return [score for score in self.scores if has_energy or SCORES[score] == "norms"]
+        return [score for score in self.scores if has_energy(work.artist.model) or SCORES[score] == "norms"]
 
     def images(self, work: Work) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Every set by name, uint8 (n, C, H, W), and why others were skipped."""

@@ -47,6 +47,10 @@ class RunFolder:
         assert isinstance(config, DictConfig)
         return config
 
+    def precision(self) -> str | None:
+        """The precision in which the run was begun, None where it has no checkpoint yet."""
+        return str(self.config().precision) if self.config_file.exists() and newest(self.path) else None
+
     def claim(self, config: DictConfig, *, steps: int) -> None:
         """Writes the config of a run of so many ``steps`` into the folder; raises ValueError where a checkpoint there is of
         another config or of a later step."""

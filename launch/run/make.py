@@ -27,11 +27,12 @@ from launch.config.settings import cuda_graph, optimizer, precision, rules, sett
 from launch.run.folder import RunFolder
 
 
-def resolved(cfg: DictConfig, world: World) -> DictConfig:
-    """The config with every reference followed, `precision=auto` decided, and without Hydra's own part."""
+def resolved(cfg: DictConfig, world: World, *, before: str | None = None) -> DictConfig:
+    """The config with every reference followed, `precision=auto` decided, by what a run that goes on had ``before`` or else by
+    the device, and without Hydra's own part."""
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
-    return OmegaConf.create({**container, "precision": precision(cfg, world.device)})
+    return OmegaConf.create({**container, "precision": precision(cfg, world.device, before=before)})
 
 
 def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
@@ -108,10 +109,11 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
         schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer(cfg, model.parameters()),
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
         cuda_graph=cuda_graph(cfg, gpu=world.device.type == "cuda"),
+        # Saved last: what a kill then takes of a step's events, the next start does again.
         events=[Event(every=setting(cfg, "log_every"), action=log, urgent=True),
-                Event(every=setting(cfg, "save.every"), action=save, urgent=True),
                 Event(every=setting(cfg, "preview.every"), action=preview, urgent=False),
-                *([Event(every=setting(cfg, "diagnose.every"), action=calibrated, urgent=False)] if calibrated else [])],
+                *([Event(every=setting(cfg, "diagnose.every"), action=calibrated, urgent=False)] if calibrated else []),
+                Event(every=setting(cfg, "save.every"), action=save, urgent=True)],
     )
 
 

@@ -19,7 +19,7 @@ from launch.study.point import Point
 
 RUN = ("model", "objective", "schedule", "data")  # what samplings and metrics ask of a run's config
 MEASURING = ["run", "metrics", "metric", "extractor", "n", "batch", "samples", "train", "held_out"]  # what metrics check
-STUDY = ("dry", "cluster", "sweep", "store", "code", "report")  # keys of configs/sweep.yaml that are no run's
+STUDY = ("dry", "cluster", "sweep", "store", "code", "again", "report")  # keys of configs/sweep.yaml that are no run's
 
 
 def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -30,6 +30,8 @@ def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         name = key(override)
         if name in STUDY:
             continue
+        if name == "run":
+            raise ValueError(f"{override}: a study names its runs itself, in store=; leave run= out")
         if name.startswith("track"):  # of both
             sample[name] = override
         part = sample if re.match(r"sample\.|sampler($|[./])", name) or measures(override) else train

@@ -11,6 +11,8 @@ from typing import Any
 
 from launch.job.process import newest
 
+TAIL = 32768  # bytes of a log's or a record's end that are read
+
 
 @dataclass(frozen=True)
 class Point:
@@ -65,6 +67,39 @@ def read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def as_point(record: dict[str, Any]) -> Point:
+def as_point(record: dict[str, Any], of: Point | None = None) -> Point:
     """A point as the study had it when it was submitted."""
-    return Point(record["kind"], record["label"], Path(record["folder"]), tuple(record["overrides"]), record["steps"])
+    return Point(record["kind"], record["label"], Path(record["folder"]), tuple(record["overrides"]), record["steps"],
+                 record.get("batch", 0), of)  # older records don't tell it
+
+
+def recorded(folder: Path) -> list[Point]:
+    """A study's points as they were, samplings after their runs: what has been decided once is not asked of today's configs."""
+    runs: dict[Path, Point] = {}
+    found: list[Point] = []
+    for one in read(folder)["points"]:
+        point = as_point(one, runs.get(Path(one["folder"]).parents[1]) if one["kind"] == "sample" else None)
+        runs[point.folder] = point
+        found.append(point)
+    return found
+
+
+def tail(path: Path, count: int) -> list[str]:
+    """The last lines of a file; of a progress bar's many states, the last."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace")
+    return [line.split("\r")[-1] for line in text.splitlines() if line.strip()][-count:]
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The last record of training."""
+    if path.exists():
+        for line in reversed(tail(path, 200)):  # more than come between two of them
+            try:
+                record: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            if record.get("event") == "train":
+                return record
+    return {}

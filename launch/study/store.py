@@ -25,7 +25,10 @@ def locked(store: Path) -> Iterator[None]:
     """Context in which no other study of the store is submitted."""
     store.mkdir(parents=True, exist_ok=True)
     with open(store / ".lock", "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            print(f"note: {store} can't be locked ({error}); submit one study at a time", file=sys.stderr)
         yield
 
 

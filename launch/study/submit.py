@@ -17,20 +17,23 @@ import cloudpickle
 import submitit
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import DictConfig, OmegaConf
+from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
 from ebm.train.budget import share_of
 from launch.config.override import quoted
 from launch.job import process
-from launch.job.process import STOP_SIGNALS, Task, become
+from launch.job.process import Task, become
 from launch.run.identity import flat
+from launch.run.version import ROOT
 from launch.study.apart import checking_apart
 from launch.study.arrays import Array, plan
 from launch.study.cluster import array_limit, available, queued
 from launch.study.design import points
+from launch.study.environment import outside_job, python_blocking_signals
 from launch.study.here import here
-from launch.study.point import Point
+from launch.study.point import Point, recorded
 from launch.study.store import fresh, frozen, holder, locked
 
 # A job starts in the folder where it was submitted, and Python would look for `launch` there, not in the study's frozen code:
@@ -55,13 +58,18 @@ class Study:
         store = Path(self.cfg.store).resolve()
         slurm = available()
         self.code = frozen(store, self.cfg.code)
+        if self.cfg.code is not None and self.cfg.again is None and self.code != ROOT:
+            # What it names and checks must be what it runs: by its own configs, not by those that stand here.
+            os.execv(sys.executable, [sys.executable, str(self.code / "launch" / "sweep.py"), *sys.argv[1:]])
         if self.cfg.report:
             self.report()  # refused before any work
-        sampling = self.sampling()
-        with locked(store):  # so that two studies submitted at once see each other's jobs
+        if self.cfg.again is not None:
+            self.points = recorded(Path(self.cfg.again))
+        else:
             with checking_apart() as check:
                 self.points = points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
-                                     sampling=sampling)
+                                     sampling=self.sampling())
+        with locked(store):  # so that two studies submitted at once see each other's jobs
             live = queued() if slurm else set()
             self.jobs = {point.folder: "done" if point.done() else holder(point, live) for point in self.points}
             if slurm:
@@ -117,18 +125,20 @@ class Study:
         """Hands the arrays to SLURM; takes all of them back where one is refused."""
         try:
             for array in arrays:
-                executor = self.executor(array)
-                submitted = executor.map_array(become, [self.task(point) for point in array.points])
+                with outside_job():
+                    submitted = self.executor(array).map_array(become, [self.task(point) for point in array.points])
                 array.ids = [job.job_id for job in submitted]
                 for point, number in zip(array.points, array.ids, strict=True):
                     self.jobs[point.folder] = number
                     point.folder.mkdir(parents=True, exist_ok=True)
                     write_atomically(point.folder / "queued", number.encode())
-        except Exception as error:
+        except BaseException as error:
             taken = sorted({number.split("_")[0] for array in arrays for number in array.ids})
             if taken:
                 subprocess.run(["scancel", *taken], check=False)
             shutil.rmtree(self.folder, ignore_errors=True)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) and error.stderr else str(error)
             raise ValueError(f"sbatch refused: {detail}; nothing is queued") from error
         counts = {kind: sum(len(array.points) for array in arrays if array.kind == kind) for kind in ("train", "sample")}
@@ -143,8 +153,14 @@ class Study:
         executor = self.executor(Array("report", []))
         if waits:
             executor.update_parameters(slurm_dependency="afterany:" + ":".join(waits))
-        job = executor.submit(become, Task("report", str(self.folder), self.report()))
-        print(f"{self.cfg.report}: job {job.job_id}, when they have ended", flush=True)
+        try:
+            with outside_job():
+                job = executor.submit(become, Task("report", str(self.folder), self.report()))
+        except FailedJobError as error:  # all else is queued
+            print(f"note: sbatch refused the report ({' '.join(str(error).split())}); when the jobs have ended: "
+                  f"{shlex.join(self.report())}", file=sys.stderr)
+        else:
+            print(f"{self.cfg.report}: job {job.job_id}, when they have ended", flush=True)
 
     def report(self) -> tuple[str, ...]:
         """The command line of what is made of the study when its jobs have ended; raises ValueError for no such entry."""
@@ -226,13 +242,6 @@ class Study:
         content = {
             "command": sys.argv[1:], "code": self.code.name, "cwd": os.getcwd(), "created": time.strftime("%Y-%m-%d %H:%M:%S"),
             "points": [{"kind": point.kind, "label": point.label, "of": point.of.label if point.of else "",
-                        "folder": str(point.folder), "steps": point.steps, "job": self.jobs[point.folder] or "here",
+                        "folder": str(point.folder), "steps": point.steps, "batch": point.batch, "job": self.jobs[point.folder],
                         "overrides": point.overrides} for point in self.points]}
         write_atomically(self.folder / "study.json", json.dumps(content, indent=1).encode())
-
-
-def python_blocking_signals() -> str:
-    """The interpreter's command, such that no signal is lost or kills before `launch/job/process.py` has taken over."""
-    block = ["env", *(f"--block-signal={number.name.removeprefix('SIG')}" for number in STOP_SIGNALS)]
-    works = subprocess.run([*block, "true"], capture_output=True, check=False).returncode == 0  # coreutils 8.31 or newer
-    return shlex.join([*(block if works else []), sys.executable])

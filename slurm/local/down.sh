@@ -4,7 +4,7 @@ set -uo pipefail
 case "${1:-}" in -h | --help) sed -n '2s/^# //p' "$0"; exit ;; esac
 export PATH=$PATH:/usr/sbin:/sbin
 root=${EBM_CLUSTER:-/tmp/ebm-cluster-$(id -un)}
-[ -e "$root/slurm.conf" ] || [ -d "$root/run" ] || { echo "no cluster in $root"; exit 0; }
+[ -e "$root/.ebm-cluster" ] || { echo "no cluster in $root"; exit 0; }
 export SLURM_CONF=$root/slurm.conf
 
 ours() { pgrep -f "$root/|$root\$" | grep -vx $$; } # daemons, job steps and database: all have the folder on their command line

@@ -12,6 +12,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 me=$(id -un)
 root=${EBM_CLUSTER:-/tmp/ebm-cluster-$me}
 port=${EBM_CLUSTER_PORT:-17000}
+mark=.ebm-cluster # in a folder that is all ours: down.sh removes it whole
 
 fail() { echo "error: $1" >&2; exit 1; }
 
@@ -40,8 +41,10 @@ within() { # within <seconds> <what> <command …>: waits until the command succ
 }
 
 need
-if [ -e "$root" ]; then bash "$here/down.sh" >/dev/null; fi
+if [ -e "$root/$mark" ]; then bash "$here/down.sh" >/dev/null; fi
+[ -z "$(ls -A "$root" 2>/dev/null)" ] || fail "EBM_CLUSTER: $root is not accepted; it holds what is no cluster of this script's"
 mkdir -p "$root"/{log,run,state,db,spool}
+: >"$root/$mark"
 chmod 755 "$root"
 trap 'echo "the cluster did not start; logs: $root/log" >&2' ERR
 

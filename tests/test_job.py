@@ -1,0 +1,104 @@
+"""A job's way through faults, as far as it shows without SLURM: who says what, and what the end of its script makes of it."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from ebm.train.distributed import MissingPeersError
+from launch.job import epilogue, preflight
+from launch.job.faults import Refused, recorded
+from launch.job.process import node
+
+
+def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> None:
+    record = tmp_path / "progress"
+    assert [epilogue.stuck(record, step) for step in ("none", "10", "10", "10", "20", "20", "20", "20")] == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize(("rank", "missing", "word"), [
+    ("0", [1], "avoid b"), ("2", [0], "again"), ("2", [1], "again")])
+def test_a_peer_that_does_not_come_brings_the_job_back(
+    rank: str, missing: list[int], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits in vain; rank 0 alone knows which node it is."""
+    monkeypatch.setattr(preflight, "GRACE", 0.0)
+    for name, value in {"EBM_JOB": str(tmp_path), "EBM_NODES": "a b c", "LOCAL_WORLD_SIZE": "1", "RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OSError, match="did not come"), preflight.meeting():
+        raise MissingPeersError(missing, 2.0)
+    assert (tmp_path / "verdict").read_text() == word
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `scontrol` that says what it is asked, and fails as long as the file ``down`` has lines, one a call."""
+    tool = tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f"""#!/bin/bash
+cd {tmp_path}
+echo "$*" >>asked
+if [ -s down ]; then sed -i 1d down; echo "Unable to contact slurm controller (connect failure)" >&2; exit 1; fi
+""")
+    tool.chmod(0o755)
+    (tmp_path / "job").mkdir()
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    for name, value in {"PATH": path, "EBM_JOB": str(tmp_path / "job"), "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(epilogue, "PAUSE", 0.01)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(sys, "argv", ["epilogue.py", "137"])
+    return tmp_path
+
+
+def test_a_controller_that_is_away_for_a_while_is_asked_again(controller: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (controller / "down").write_text("1\n2\n3\n")
+    with pytest.raises(SystemExit):
+        epilogue.main()
+    asked = (controller / "asked").read_text().splitlines()
+    assert asked == ["show job -o 7"] * 4 + ["requeue 7"]
+    assert "requeued after exit code 137" in capsys.readouterr().out
+
+
+def test_a_controller_that_stays_away_is_noted(
+    controller: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(epilogue, "PATIENCE", 0.0)
+    (controller / "down").write_text("1\n" * 9)
+    with pytest.raises(SystemExit):
+        epilogue.main()
+    assert "requeued" not in capsys.readouterr().out
+    assert "could not be requeued" in json.loads((controller / "job" / "failure.json").read_text())["error"]
+
+
+def test_a_gpu_that_breaks_is_a_fault_of_its_node(tmp_path: Path) -> None:
+    broken = """
+import sys, torch
+from pathlib import Path
+from launch.job.faults import recorded
+with recorded(Path(sys.argv[1])):
+    raise torch.AcceleratorError("uncorrectable ECC error encountered") if sys.argv[2] == "gpu" else RuntimeError("a bug")
+"""
+    for kind, word in (("gpu", f"avoid {node()}"), ("bug", "failed")):
+        (tmp_path / kind).mkdir()
+        done = subprocess.run([sys.executable, "-c", broken, str(tmp_path), kind], cwd=ROOT, capture_output=True, text=True,
+                              env={**os.environ, "EBM_JOB": str(tmp_path / kind)}, check=False)
+        assert done.returncode == 1, done.stderr
+        assert (tmp_path / kind / "verdict").read_text() == word
+
+
+def test_what_an_epilogue_wrote_hides_no_later_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EBM_JOB", str(tmp_path))
+    epilogue.note(tmp_path, "no progress over 3 restarts")
+    with pytest.raises(Refused), recorded(tmp_path):
+        raise Refused(2, "no such file")
+    assert json.loads((tmp_path / "failure.json").read_text())["error"] == "no such file"
+    epilogue.note(tmp_path, "no progress over 3 restarts")
+    assert json.loads((tmp_path / "failure.json").read_text())["error"] == "no progress over 3 restarts; at last: no such file"

@@ -1,0 +1,147 @@
+"""A study where there is no SLURM: each job once, followed, stopped and resumed; what a kill leaves is not believed to live."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Command
+from test_study import without_sampler
+
+from launch.job.process import newest as newest_step
+
+
+@pytest.fixture
+def no_slurm(tmp_path: Path) -> Path:
+    """A PATH without sbatch."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("git", "env", "true"):
+        os.symlink(str(shutil.which(name)), tools / name)
+    return tools
+
+
+def status(study: Path, no_slurm: Path, *more: str) -> str:
+    """What `launch/status.py` says of a study."""
+    return subprocess.run([sys.executable, "launch/status.py", str(study), *more], cwd=ROOT, check=True, text=True,
+                          env={**os.environ, "PATH": str(no_slurm)}, capture_output=True).stdout
+
+
+def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Command, no_slurm: Path, tmp_path: Path) -> None:
+    asked = ["-m", *without_sampler(tiny), "budget.images=64", "preflight.disk_gb=0.01", f"store={tmp_path}/store",
+             "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
+    env = {**os.environ, "PATH": str(no_slurm), "OMP_NUM_THREADS": "1"}
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return command("sweep", *asked, *more, env=env, check=False)
+
+    first = run()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "no sbatch here: 3 jobs run on this machine" in first.stdout
+    assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2
+    again = run("report=status")
+    assert "0 jobs run on this machine" in again.stdout
+    assert again.stdout.count("done") == 2 * 3, "the report is not that of the study"
+    measured = run("metrics=[cost]")
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    assert "2 jobs run on this machine" in measured.stdout, "what was trained was trained again"
+    assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2, "samples that were there were drawn again"
+    assert len(list((tmp_path / "store").glob("runs/*/evaluations/*/cost-*.json"))) == 2
+    assert "0 jobs run on this machine" in run("metrics=[cost]").stdout
+    record = max((tmp_path / "store" / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    resubmitted = run(f"again='{record.parent}'", "budget.images=128")  # as if the configs had changed meanwhile
+    assert "0 jobs run on this machine" in resubmitted.stdout, "what was done was trained again under another name"
+    refused = run("report=nothing")
+    assert refused.returncode == 2
+    assert "report: 'nothing' is not accepted" in refused.stderr
+    failing = run("rate.peak=1e30", "seed=3")
+    assert failing.returncode == 1
+    assert "failed: " in failing.stdout + failing.stderr
+    newest = max((tmp_path / "store" / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    shown = status(newest.parent, no_slurm)
+    assert "FAILED" in shown
+    assert "not finite" in " ".join(shown.split())
+    assert len(json.loads(newest.read_text())["points"]) == 3
+
+
+def until(what: Callable[[], object], *, why: str, seconds: float = 120) -> None:
+    """Waits until ``what`` is true; fails saying why it was waited for."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {why}"
+        time.sleep(0.1)
+
+
+class Shell:
+    """A study of one long training, with two samplings behind it, as a shell starts it."""
+
+    def __init__(self, store: Path, tiny: list[str], no_slurm: Path) -> None:
+        command = [sys.executable, "launch/sweep.py", "-m", *without_sampler(tiny), "budget.images=4_000_000", "save.every=160",
+                   "log_every=5", "preflight.disk_gb=0.01", f"store={store}", "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
+        known = set(store.glob("studies/*/study.json"))
+        self.log = store.parent / f"shell-{len(known)}.txt"
+        with open(self.log, "w", encoding="utf-8") as file:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file,
+                                            env={**os.environ, "PATH": str(no_slurm), "OMP_NUM_THREADS": "1"})
+        until(lambda: set(store.glob("studies/*/study.json")) - known, why="study.json")
+        (record,) = set(store.glob("studies/*/study.json")) - known
+        self.study, self.run = record.parent, Path(json.loads(record.read_text())["points"][0]["folder"])
+
+    def said(self) -> str:
+        """All that it has printed."""
+        return self.log.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def shell(tiny: list[str], no_slurm: Path, tmp_path: Path) -> Iterator[Callable[[], Shell]]:
+    begun: list[Shell] = []
+
+    def begin() -> Shell:
+        begun.append(Shell(tmp_path / "store", tiny, no_slurm))
+        return begun[-1]
+
+    (tmp_path / "store").mkdir()
+    yield begin
+    for one in begun:
+        one.process.kill()
+        one.process.wait()
+        status(one.study, no_slurm, "--cancel")
+
+
+def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[[], Shell], no_slurm: Path) -> None:
+    first = shell()
+    until(lambda: newest_step(first.run) > 0, why="a checkpoint")
+    rows = [line for line in status(first.study, no_slurm).splitlines() if "local" in line]
+    assert ["RUNNING" in rows[0], "PENDING" in rows[1], "PENDING" in rows[2]] == [True] * 3, rows
+    assert "img/s" in status(first.study, no_slurm, "--logs", "0"), "the log has no bar"
+    first.process.send_signal(signal.SIGINT)
+    assert first.process.wait(60) == 128 + signal.SIGINT, first.said()
+    assert "stopping: what runs saves first" in first.said()
+    stopped = newest_step(first.run)
+    assert f"stopped at step {stopped}" in status(first.study, no_slurm, "--logs", "0"), "it did not save where it was"
+    assert status(first.study, no_slurm).count("CANCELLED") == 3
+
+    second = shell()
+    until(lambda: newest_step(second.run) > stopped, why="a checkpoint after the one it was stopped at")
+    assert "1 jobs cancelled" in status(second.study, no_slurm, "--cancel")
+    assert second.process.wait(60) == 128 + signal.SIGTERM, second.said()
+    assert second.run == first.run
+
+
+def test_what_a_killed_study_leaves_is_told_and_ended(shell: Callable[[], Shell], no_slurm: Path) -> None:
+    one = shell()
+    until(lambda: newest_step(one.run) > 0, why="a checkpoint")
+    one.process.kill()
+    one.process.wait()
+    shown = status(one.study, no_slurm)
+    assert ("RUNNING" in shown, "PENDING" in shown, shown.count("CANCELLED")) == (True, False, 2), shown
+    assert "1 jobs cancelled" in status(one.study, no_slurm, "--cancel")
+    until(lambda: "RUNNING" not in status(one.study, no_slurm), why="the end of its training")
+    assert "0 jobs cancelled" in status(one.study, no_slurm, "--cancel")
