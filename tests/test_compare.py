@@ -62,6 +62,16 @@ def test_runs_are_ranked_by_what_is_better(three: list[Path]) -> None:
     assert without.stderr == f"note: {three[1]}: no record of quality.kid\n"
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [tmp_path / place / "run" for place in ("a", "b")]
+    for run, fid in zip(runs, (12.5, 12.0), strict=True):
+        record(run, "heun", {"fid": fid})
+    record(tmp_path / "other", "heun", {"fid": 11.0})
+    assert re.findall(r"(b/run|a/run|other)", compare(*runs, tmp_path / "other", "--figure", "fid").stdout)[:3] == [
+        "other", "b/run", "a/run"]
+    assert {row.label for row in rows(gathered(runs)[0], "fid")} == {"a/run", "b/run"}
+
+
 def test_what_is_within_the_errors_is_not_told_apart(three: list[Path]) -> None:
     said = compare(*three, "--figure", "fid").stdout
     assert said.count("not told apart") == 1
@@ -225,7 +235,7 @@ def test_what_an_image_costs_is_its_record_of_costs_or_its_drawing(tmp_path: Pat
     ("bits_per_dim", "lower"), ("nfe", "lower"), ("seconds_per_image", "lower"), ("joules_per_image", "lower"),
     ("images_per_s", "higher"),
     ("fid_gain", "higher"), ("copied_share", "lower"), ("negative_log_likelihood", "lower"), ("acceptance_0.1", "no"),
-    ("distance_held_out", "no"), ("real", "no"), ("copied_share_held_out", "no")])
+    ("distance_held_out", "no"), ("real", "no"), ("copied_share_held_out", "no"), ("slope_gap", "no")])
 def test_which_way_is_better(name: str, way: str) -> None:
     assert ("no" if neutral(name) else direction(name)) == way
 

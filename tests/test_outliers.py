@@ -231,6 +231,7 @@ def test_a_known_law_finds_its_outliers(tmp_path: Path) -> None:
     for score in ("energy", "typicality", "score_norms"):
         for name in ("gaussian", "shuffled"):  # of the same law as the images
             assert abs(value[f"auroc_{score}_{name}"] - 0.5) < 4.5 * math.sqrt(1 / 600), f"{score} tells {name} apart"
+            assert value[f"auroc_{score}_{name}_stderr"] == pytest.approx(math.sqrt(1 / 600), rel=0.25)  # of 100 and 100
         assert value[f"auroc_{score}_inverted"] > 0.9
     assert set(figures.details["skipped"]) == set(STANDARD)
     assert figures.details["levels beyond training's"] == [0.01, 10.0]
@@ -241,7 +242,8 @@ def test_a_direct_score_has_only_its_norms(tmp_path: Path) -> None:
     measure.check(given)
     figures = measure(given)
     assert figures is not None
-    assert set(figures.values) == {"auroc_score_norms_inverted", "fpr95_score_norms_inverted"}
+    assert set(figures.values) == {f"{name}_score_norms_inverted{end}" for name, end in (
+        ("auroc", ""), ("auroc", "_stderr"), ("fpr95", ""))}
     assert set(figures.details["skipped"]) == {"energy", "typicality"}
     with pytest.raises(ValueError, match="of a direct score choose score_norms"):
         replace(measure, scores=["energy"]).check(given)

@@ -11,8 +11,31 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+matplotlib = pytest.importorskip("matplotlib", reason="pip install -e '.[evaluate]'")
+from matplotlib.axes import Axes
+
 from ebm.data import to_float
 from ebm.pictures import grid, save_grid
+from tools import plot_loss
+from tools.bench.made import train, trained, usual
+
+
+def test_a_runs_loss_is_drawn_under_its_own_weighting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [trained(tmp_path, name, usual()) for name in ("a", "b")]
+    alone = trained(tmp_path, "alone", [train(100, 0.5, at=1.0)])  # without held-out images
+    config = runs[1] / "config.yaml"
+    config.write_text(config.read_text().replace("ebm.objective.EDM", "ebm.objective.SigmaSquared"))
+    said = []
+    monkeypatch.setattr(Axes, "set", lambda self, **words: said.append(words["ylabel"]))
+    monkeypatch.setattr(Axes, "legend", lambda self, **_: said.append([line.get_label() for line in self.lines]))
+    for given in (runs[:1], runs, [alone]):
+        monkeypatch.setattr(sys, "argv", ["plot_loss.py", str(tmp_path / "loss.png"), *map(str, given)])
+        plot_loss.main()
+    assert said[::2] == ["loss (EDM weighting)", "loss (weightings differ)", "loss (EDM weighting)"]
+    assert said[5] == ["alone, train"]
+    monkeypatch.setattr(sys, "argv", ["plot_loss.py", str(tmp_path / "nowhere" / "loss.png"), str(alone)])
+    with pytest.raises(SystemExit, match="2"):
+        plot_loss.main()
 
 
 def test_a_grid_shows_every_image_in_its_place(tmp_path: Path) -> None:

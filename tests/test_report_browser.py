@@ -104,6 +104,19 @@ def test_a_real_study_is_read(real: Path, reader: Reader) -> None:
     reader.shoot("real-dark")
 
 
+def test_losses_of_different_schedules_name_no_winner(tmp_path: Path, reader: Reader) -> None:
+    made = [("LogNormal", loss) for loss in (0.1, 0.2, 0.3, 0.4, 0.5)] + [("Geometric", loss) for loss in (0.8, 0.9)]
+    runs = [trained(tmp_path, f"{schedule}{loss}", usual(loss), schedule=schedule, steps=100) for schedule, loss in made]
+    study = studied(tmp_path, [(run, [f"schedule={schedule}", f"rate.peak={loss}"])
+                               for run, (schedule, loss) in zip(runs, made, strict=True)])
+    report.write(study, study / "report.html", album=Album(), watch=None)
+    reader.open(study / "report.html")
+    tiles = dict(zip(reader.texts("#tiles dt"), reader.texts("#tiles dd"), strict=True))
+    assert tiles["Lowest held-out loss"].startswith("–"), tiles
+    coloured = reader.run("return report.compared.map(({ run }) => run.values.best_held_out)")
+    assert coloured == [0.1, 0.8, 0.2, 0.9], "the best of each schedule come first"
+
+
 def test_hovering_tells_run_images_and_loss(real: Path, reader: Reader) -> None:
     reader.open(real)
     reader.show("loss")

@@ -75,6 +75,18 @@ def study(written: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_study_that_was_moved_is_found_with_its_runs(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    for name in ("runs/a", "studies/one"):
+        (after / name).mkdir(parents=True)
+    point = {"kind": "train", "label": "a", "of": "", "folder": f"{before}/runs/a", "steps": 4, "job": "done", "overrides": []}
+    (after / "studies" / "one" / "study.json").write_text(json.dumps({"points": [point], "command": []}))
+    assert folders(after / "studies" / "one") == [after / "runs" / "a"]
+    (after / "runs" / "a").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"of runs that are not here, such as .*/before/runs/a;"):
+        folders(after / "studies" / "one")
+
+
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

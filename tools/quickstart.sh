@@ -4,13 +4,21 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in -h | --help) sed -n '2,3s/^# //p' "$0"; exit ;; esac
+both=() # overrides that sampling takes as well
+for one in "$@"; do
+    case $one in
+        run=*) echo "error: $one: the quick start's run is runs/quickstart; launch/train.py takes another" >&2; exit 2 ;;
+        device=* | precision=* | track=* | track.*) both+=("$one") ;;
+    esac
+done
 source tools/setup.sh
 install "cluster,wandb,diagnose,report,evaluate"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without its warning
 gpus=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)')
 processes=$((gpus > 0 ? gpus : 2))
 batch=$(sed -n '/^budget:/,/^[a-z]*:$/s/^  batch: //p' configs/experiment/quickstart.yaml)
 batch=$(((batch + processes - 1) / processes * processes)) # it is dealt out evenly
+threads=$(($(nproc) / processes))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 start=$SECONDS
 
 say "1/3 the embedded data set: coloured shapes"
@@ -22,7 +30,7 @@ say "2/3 training the small U-Net energy on $processes processes ($([ "$gpus" -g
 
 say "3/3 sampling"
 .venv/bin/torchrun --standalone --nproc-per-node "$processes" launch/sample.py run=runs/quickstart n=64 \
-    batch=$(((64 + processes - 1) / processes))
+    batch=$(((64 + processes - 1) / processes)) "${both[@]}"
 
 say "done in $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s. Pictures:"
 ls runs/quickstart/previews/*.png runs/quickstart/samples/*.png

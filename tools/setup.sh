@@ -32,10 +32,16 @@ version() { "$1" -c 'import sys; print(sys.version)'; }
 
 make_venv() {
     [ "$(version .venv/bin/python 2>/dev/null)" = "$(version "$python")" ] && .venv/bin/python -m pip --version >/dev/null 2>&1 && return
+    [ ! -e .venv ] || [ -e .venv/made-by-setup ] || [ -e .venv/installed ] || {
+        echo "error: .venv is there and was not made by this script; move it away" >&2
+        exit 2
+    }
     rm -rf .venv
+    mkdir .venv
+    touch .venv/made-by-setup
     "$python" -m venv .venv >>"$log" 2>&1 && return
     # Debian keeps Python's own pip in another package; any other pip can put one there.
-    "$python" -m venv --clear --without-pip .venv >>"$log" 2>&1 && pip --python .venv/bin/python install -q pip >>"$log" 2>&1 && return
+    "$python" -m venv --without-pip .venv >>"$log" 2>&1 && pip --python .venv/bin/python install -q pip >>"$log" 2>&1 && return
     say "Python's venv is incomplete here; installing the package python$series-venv"
     apt_install "python$series-venv" && "$python" -m venv .venv >>"$log" 2>&1 && return
     echo "error: $python cannot make a virtual environment; ask for the package python$series-venv (log: $log)" >&2; exit 2

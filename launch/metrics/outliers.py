@@ -98,17 +98,17 @@ class Outliers:
             return None
         learnt = {kind: Typical.fit(array) for kind, array in rows[LEARNT].items()}
         scored = {name: {score: self.score(score, row, learnt) for score in self.scores_of(work)} for name, row in rows.items()}
-        inliers, values, errors = scored[REAL], dict[str, float](), dict[str, float]()
+        inliers, values = scored[REAL], dict[str, float]()
         others = [name for name in images if name not in (LEARNT, REAL)]
         for score in inliers:
             for name in others:
                 pair = inliers[score], scored[name][score]
-                values |= {f"auroc_{score}_{name}": auroc(*pair), f"fpr95_{score}_{name}": fpr95(*pair)}
-                errors[f"auroc_{score}_{name}"] = auroc_stderr(*pair)
+                values |= {f"auroc_{score}_{name}": auroc(*pair), f"auroc_{score}_{name}_stderr": auroc_stderr(*pair),
+                           f"fpr95_{score}_{name}": fpr95(*pair)}
         profiles = {name: {kind: learnt[kind].standard(array).mean(0).tolist() for kind, array in row.items()}
                     for name, row in rows.items()}
         details = {
-            "skipped": skipped, "auroc_stderr": errors, "profiles": profiles, "pitfalls": PITFALLS,
+            "skipped": skipped, "profiles": profiles, "pitfalls": PITFALLS,
             "counts": {name: len(pixels) for name, pixels in images.items()},
             "held_out against train": {score: auroc(scored[LEARNT][score], inliers[score]) for score in inliers},
             "shrinkage": {kind: one.shrinkage for kind, one in learnt.items()}, "levels": self.sigmas,

@@ -84,6 +84,15 @@ def recorded(folder: Path) -> list[Point]:
     return found
 
 
+def found_at(place: Path, study: Path) -> Path:
+    """Where a point lies: where it was, or in the same store as the study, if both have been moved."""
+    if place.exists() or "runs" not in place.parts:
+        return place
+    tail = place.parts[len(place.parts) - place.parts[::-1].index("runs"):]
+    moved = study.resolve().parent.parent.joinpath("runs", *tail)
+    return moved if moved.exists() else place
+
+
 def tail(path: Path, count: int) -> list[str]:
     """The last lines of a file; of a progress bar's many states, the last."""
     with open(path, "rb") as file:

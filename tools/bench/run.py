@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
 def threads(text: str) -> list[int]:
     """Numbers of threads from `1,all`; raises ValueError for anything else."""
     cores = len(os.sched_getaffinity(0))
-    counts = [cores if part == "all" else int(part) for part in text.split(",")]
+    counts = [cores if part == "all" else int(part) if part.isdecimal() else 0 for part in text.split(",")]
     if any(not 1 <= count <= cores for count in counts):
         raise ValueError(f"--threads: {text!r} is not accepted; numbers from 1 to {cores}, or all")
     return list(dict.fromkeys(counts))
@@ -70,7 +70,8 @@ def main() -> None:
     try:
         counts, device = threads(options.threads), choose_device(options.device, 0)
     except ValueError as error:
-        sys.exit(f"run.py: {error}")
+        print(f"run.py: {error}", file=sys.stderr)
+        sys.exit(2)
     setting = Setting(device=device, repeats=2 if options.quick else options.repeats, threads=counts, quick=options.quick,
                       seconds=0.1 if options.quick else options.seconds, compile=options.compile)
     parts = ["# Benchmarks", "Written by `python " + shlex.join(["tools/bench/run.py", *sys.argv[1:]]) + "`. Measured: the "
@@ -82,13 +83,16 @@ def main() -> None:
         print(f"{name} ...", file=sys.stderr, flush=True)
         torch.set_num_threads(counts[-1])
         note = benchmark.NOTE if name != "step" else benchmark.NOTE.format(method=benchmark.METHOD[device.type])
-        parts += [f"## {benchmark.TITLE}", note, table(benchmark.rows(setting))]
+        try:
+            measured = table(benchmark.rows(setting))
+        except (ValueError, OSError) as error:  # what it needs isn't here: the others are measured all the same
+            measured = f"Not measured: {error}"
+        parts += [f"## {benchmark.TITLE}", note, measured]
         progress(f"{name} done in {time.perf_counter() - start:.0f} s")
-    report = "\n\n".join(parts) + "\n"
-    print(report)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(report)
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text("\n\n".join(parts) + "\n")
+    print("\n\n".join(parts))
 
 
 if __name__ == "__main__":

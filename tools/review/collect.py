@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from launch.study import cluster
-from launch.study.point import Point
+from launch.study import cluster, here
+from launch.study.point import Point, found_at
 from tools.review import columns, config
 from tools.review.album import Album, Share
 from tools.review.records import Problem
@@ -32,7 +32,7 @@ def collect(folder: Path, *, album: Album) -> dict[str, Any]:
     else:
         raise FileNotFoundError(f"folder: {folder} holds neither study.json nor config.yaml; give the folder of a study "
                                 "(sweep.py names it) or of a run")
-    jobs = asked(numbers, album)
+    jobs = asked(tree, numbers, folder, album)
     limits = Limits(runs=max(1, len(tree)))
     shares = [Share(album.limit // len(tree), samplings=len(samplers)) for _, samplers in tree]
     bar = tqdm(zip(tree, shares, strict=True), total=len(tree), desc="report", unit="run", leave=False,
@@ -95,26 +95,20 @@ def remembered(run: Path) -> tuple[str, ...]:
     return ()
 
 
-def found_at(place: Path, study: Path) -> Path:
-    """Where a point lies: where it was, or in the same store as the study, if both have been moved."""
-    if place.exists() or "runs" not in place.parts:
-        return place
-    tail = place.parts[len(place.parts) - place.parts[::-1].index("runs"):]
-    moved = study.resolve().parent.parent.joinpath("runs", *tail)
-    return moved if moved.exists() else place
-
-
-def asked(numbers: dict[Path, str], album: Album) -> dict[Path, cluster.Job]:
-    """What SLURM says of those jobs that are its own; nothing where it isn't there."""
+def asked(tree: Tree, numbers: dict[Path, str], folder: Path, album: Album) -> dict[Path, cluster.Job]:
+    """What SLURM says of those jobs that are its own, where it is there, and how those stand that this machine runs without."""
+    every = [point for run, samplers in tree for point in (run, *samplers)]
+    jobs = {point.folder: cluster.Job(state=here.state(folder, point, number)) for point in every
+            if (number := numbers.get(point.folder, "")).startswith(here.LOCAL)}
     wanted = {place: number for place, number in numbers.items() if number[:1].isdigit()}
     if not wanted or not cluster.available():
-        return {}
+        return jobs
     try:
         known = cluster.jobs(wanted.values())
     except (OSError, ValueError) as error:
         album.problems.append(Problem("SLURM", f"gives no answer: {error}"))
-        return {}
-    return {place: known[number] for place, number in wanted.items() if number in known}
+        return jobs
+    return jobs | {place: known[number] for place, number in wanted.items() if number in known}
 
 
 def name_groups(runs: Sequence[dict[str, Any]]) -> None:

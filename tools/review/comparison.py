@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -65,7 +65,8 @@ Curve = list[tuple[float, Row]]
 
 def gathered(folders: Sequence[Path]) -> tuple[list[tuple[str, Evaluation]], list[Problem]]:
     """The records of runs, studies or files, each once, with their runs' labels; raises OSError, ValueError for others."""
-    known: dict[Path, tuple[str, Evaluation]] = {}
+    known: dict[Path, tuple[Path, Evaluation]] = {}
+    given: dict[Path, str] = {}  # labels by runs' folders
     problems: list[Problem] = []
     for folder in folders:
         for label, place in places(folder):
@@ -76,9 +77,23 @@ def gathered(folders: Sequence[Path]) -> tuple[list[tuple[str, Evaluation]], lis
                 records, faults = found(place / "evaluations" if (place / "evaluations").is_dir() else place)
             problems += [fault for fault in faults if fault not in problems]
             for one in records:
-                run = label or Path(str(one.subject.get("run") or place)).name
+                run = (place if label else Path(str(one.subject.get("run") or place))).resolve()
+                given[run] = label or run.name
                 known.setdefault(one.path.resolve(), (run, one))
-    return [*known.values()], problems
+    named = told_apart(given)
+    return [(named[run], one) for run, one in known.values()], problems
+
+
+def told_apart(labels: Mapping[Path, str]) -> dict[Path, str]:
+    """The runs' labels; of several with one, as much of their paths as tells them apart."""
+    found = dict(labels)
+    for label in set(labels.values()):
+        alike = [run for run in labels if labels[run] == label]
+        for length in range(2, max(len(run.parts) for run in alike) + 1) if len(alike) > 1 else ():
+            found |= {run: "/".join(run.parts[-length:]) for run in alike}
+            if len({found[run] for run in alike}) == len(alike):
+                break
+    return found
 
 
 def places(folder: Path) -> list[tuple[str, Path]]:

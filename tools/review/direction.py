@@ -11,7 +11,7 @@ HIGHER = re.compile(r"(^|[_.])(is|inception|precision|recall|density|coverage|au
 # Neither way is the better one: how often a move is accepted depends on its length, how far training images lie on memory and
 # on quality, and what real images have is no achievement.
 NEUTRAL = re.compile(r"(^(images|n)$|^(real|distance)(_|$)|_held_out$"
-                     r"|(^|[_.])(acceptance|accepted|count|fraction|bias|offset|difference)([_.]|$))")
+                     r"|(^|[_.])(acceptance|accepted|count|fraction|bias|offset|difference|gap)([_.]|$))")
 
 
 def direction(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import cluster
-from launch.study.point import Point
+from launch.study.point import Point, found_at
 
 IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
 HEADER = 7  # bytes of a file into which nothing has been written yet
@@ -80,7 +80,11 @@ def study(folder: Path) -> list[dict[str, Any]]:
 
 def folders(folder: Path) -> list[Path]:
     """The folders in which runs of a study lie, or the one run's."""
-    return [Path(str(point["folder"])) for point in study(folder)] or [folder]
+    places = [found_at(Path(str(point["folder"])), folder) for point in study(folder)]
+    if places and not any(place.exists() for place in places):
+        raise FileNotFoundError(f"folder: {folder} is of runs that are not here, such as {places[0]}; give the study where it "
+                                "lies beside its runs")
+    return places or [folder]
 
 
 def segments(places: Iterable[Path], *, online: bool) -> list[Segment]:

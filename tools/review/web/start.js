@@ -81,6 +81,7 @@ tabulate();
 
 window.report = {
   content, view,
+  get compared() { return compared; },
   async charts() {
     part("samples", drawPreviews);
     part("trajectories", drawWays);

@@ -94,6 +94,10 @@ function compare() {
     const shows = (run) => run.train.x.length || run.previews.length || run.samplers.some((one) => one.picture);
     const measured = visible.filter(shows);
     const best = [...measured].sort((a, b) => (a.values.best_held_out ?? Infinity) - (b.values.best_held_out ?? Infinity));
+    // Losses of different schedules don't compare: the best of each comes before the second of any.
+    const place = new Map([...grouped(best, (run) => run.group).values()].flatMap((list) => [...list.entries()])
+      .map(([index, run]) => [run, index]));
+    best.sort((a, b) => place.get(a) - place.get(b));
     compared = best.slice(0, best.length <= 6 ? 6 : 4).map((run, colour) => ({ run, colour }));
   }
 }
