@@ -100,18 +100,23 @@ def test_a_checkpoint_of_another_model_or_name_is_refused(
     assert refused.stderr.startswith(f"error: {renamed}: not a checkpoint's name")
 
 
-def test_another_number_of_images_is_put_aside_elsewhere(trained: Path, command: Command, tmp_path: Path) -> None:
-    """A few samples drawn while many are being drawn take none of those with them."""
-    overrides = [f"run={trained}", "device=cpu", "sampler=heun", "sampler.steps=200", "batch=4", f"out={tmp_path}"]
-    with subprocess.Popen([sys.executable, f"{ROOT}/launch/sample.py", *overrides, "n=400"], env=ONE_THREAD,
+def killed_while_drawing(folder: Path, *overrides: str, batches: int) -> list[Path]:
+    """What has been put aside in ``folder`` by a process that was killed after so many batches."""
+    with subprocess.Popen([sys.executable, f"{ROOT}/launch/sample.py", *overrides], env=ONE_THREAD,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 120
-        while len(list(tmp_path.glob(".*/*.npy"))) < 2:
-            assert process.poll() is None, "it ended before others were drawn"
+        while len(list(folder.glob(".*/*.npy"))) < batches:
+            assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    before = sorted(tmp_path.glob(".*/*.npy"))
+    return sorted(folder.glob(".*/*.npy"))
+
+
+def test_another_number_of_images_is_put_aside_elsewhere(trained: Path, command: Command, tmp_path: Path) -> None:
+    """A few samples drawn while many are being drawn take none of those with them."""
+    overrides = [f"run={trained}", "device=cpu", "sampler=heun", "sampler.steps=200", "batch=4", f"out={tmp_path}"]
+    before = killed_while_drawing(tmp_path, *overrides, "n=400", batches=2)
     command("sample", *overrides, "n=4")
     assert sorted(tmp_path.glob(".*/*.npy")) == before
 
@@ -119,18 +124,10 @@ def test_another_number_of_images_is_put_aside_elsewhere(trained: Path, command:
 def test_what_was_drawn_before_a_kill_is_not_drawn_again(trained: Path, command: Command, tmp_path: Path) -> None:
     overrides = [f"run={trained}", "device=cpu", "sampler=heun_churn", "sampler.steps=60", "n=120", "batch=4"]
     whole, halved = tmp_path / "whole", tmp_path / "halved"
-    with subprocess.Popen([sys.executable, f"{ROOT}/launch/sample.py", *overrides, f"out={halved}"], env=ONE_THREAD,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        until = time.monotonic() + 120
-        while len(list(halved.glob(".*/*.npy"))) < 3:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    before = {path: path.stat().st_mtime_ns for path in halved.glob(".*/*.npy")}
+    before = killed_while_drawing(halved, *overrides, f"out={halved}", batches=3)
     assert 3 <= len(before) < 30
     (aside,) = halved.glob(".*")
-    marked = sorted(before)[0]
+    marked = before[0]
     content = np.load(marked)
     np.save(marked, 255 - content)  # if it is taken as it is, the final file shows it
     command("sample", *overrides, f"out={halved}")
