@@ -187,7 +187,7 @@ def no_choice(overrides: Sequence[str]) -> str:
             values = [*one.sweep_iterator()] if one.is_sweep_override() else [one.value()]
             if one.key_or_group in groups() and not one.is_delete():
                 for value in values:
-                    if not isinstance(value, str | QuotedString | list):
+                    if not isinstance(value, str | QuotedString | list | dict):
                         said = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
                         return f"{one.key_or_group}={said}: no such choice; accepted: {', '.join(choices(one.key_or_group))}"
     return ""

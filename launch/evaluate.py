@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
             place(cfg, "run")
             failures = place(cfg, "out" if cfg.label is None else "samples")  # a point of a study is its samples
         stack.enter_context(recorded(failures))
-        with checking(), meeting():
+        with checking(), meeting(cfg.device):
             metrics = chosen(cfg)
             seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
             place(cfg, "run")
             out = place(cfg, "out")
         stack.enter_context(recorded(out))
-        with checking(), meeting():
+        with checking(), meeting(cfg.device):
             seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))
         with checking(world):

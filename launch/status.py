@@ -77,7 +77,7 @@ def newest() -> Path:
 
 def numbers(study: dict[str, Any]) -> list[str]:
     """The jobs of SLURM that the study's points are, its own and those of others."""
-    return [point["job"] for point in study["points"] if point["job"][0].isdigit()]
+    return [point["job"] for point in study["points"] if point["job"][:1].isdigit()]
 
 
 def table(folder: Path, study: dict[str, Any]) -> Group:

@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         with checking():
             folder = RunFolder(place(cfg, "run"))
         stack.enter_context(recorded(folder.path))
-        with checking(), meeting():
+        with checking(), meeting(cfg.device):
             seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
             world = stack.enter_context(join(device=cfg.device, **seconds))
         start.ended("process group")
@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
             memory_gb = setting(cfg, "preflight.memory_gb")
         cfg.precision = world.share(cfg.precision)  # of several kinds of node, one choice
         with checking():  # it asks every process itself
-            fit(world, asked=cfg.device, memory_gb=memory_gb)
+            fit(world, memory_gb=memory_gb)
             readable(world, images)
         with checking(world):
             train, test = datasets(cfg)

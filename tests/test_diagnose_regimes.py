@@ -170,8 +170,8 @@ def test_levels_that_are_not_trusted_are_not_prescribed() -> None:
                       data=plain(0.1))
     assert "blind" in found.verdicts
     assert found.facts.trusted is not None and found.facts.trusted[1] < 1.1
-    changes = found.prescription.changes if found.prescription is not None else {}
-    assert changes.get("grid.sigma_max", 0.0) <= found.facts.trusted[1]  # type: ignore[operator]
+    assert found.prescription is not None
+    assert found.prescription.changes["grid.sigma_max"] <= found.facts.trusted[1]  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("step_size", [0.2499, 0.25])

@@ -235,6 +235,10 @@ def test_another_config_for_the_same_run_is_refused(
     assert not (tmp_path / "failure.json").exists(), "the run has not failed: a command line was refused"
 
 
+def test_a_group_may_be_given_values_in_place_of_a_choice() -> None:
+    assert entry.no_choice(["model={network: {width: 8}}", "model=cnn,unet", "~experiment", "seed=1"]) == ""
+
+
 @pytest.mark.parametrize(("code", "study", "left"), [
     (2, "", False), (2, "EBM_JOB", True), (2, "EBM_STUDY", True), (1, "", True)])
 def test_a_refusal_is_written_down_where_nobody_reads_the_line(

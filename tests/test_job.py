@@ -1,20 +1,25 @@
 """A job's way through faults, as far as it shows without SLURM: who says what, and what the end of its script makes of it."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from ebm.train.distributed import MissingPeersError
 from launch.job import epilogue, preflight
 from launch.job.faults import Refused, recorded
 from launch.job.process import node
+
+AWAY = "Unable to contact slurm controller (connect failure)\n"
 
 
 def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> None:
@@ -31,20 +36,21 @@ def test_a_peer_that_does_not_come_brings_the_job_back(
     monkeypatch.setattr(preflight, "GRACE", 0.0)
     for name, value in {"EBM_JOB": str(tmp_path), "EBM_NODES": "a b c", "LOCAL_WORLD_SIZE": "1", "RANK": rank}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(OSError, match="did not come"), preflight.meeting():
+    with pytest.raises(OSError, match="did not come"), preflight.meeting("cpu"):
         raise MissingPeersError(missing, 2.0)
     assert (tmp_path / "verdict").read_text() == word
 
 
 @pytest.fixture
 def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `scontrol` that says what it is asked, and fails as long as the file ``down`` has lines, one a call."""
+    """A `scontrol` that notes what it is asked, and fails with a line of the file ``down``, as long as there is one."""
     tool = tmp_path / "bin" / "scontrol"
     tool.parent.mkdir()
     tool.write_text(f"""#!/bin/bash
 cd {tmp_path}
 echo "$*" >>asked
-if [ -s down ]; then sed -i 1d down; echo "Unable to contact slurm controller (connect failure)" >&2; exit 1; fi
+if [ -s down ]; then head -n 1 down >&2; sed -i 1d down; exit 1; fi
+[ "$1" != show ] || echo "JobId=7 JobState=RUNNING Requeue=1 Restarts=$(cat restarts 2>/dev/null || echo 0)"
 """)
     tool.chmod(0o755)
     (tmp_path / "job").mkdir()
@@ -54,12 +60,13 @@ if [ -s down ]; then sed -i 1d down; echo "Unable to contact slurm controller (c
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.setattr(epilogue, "PAUSE", 0.01)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it would ignore SIGTERM for the rest of the tests
     monkeypatch.setattr(sys, "argv", ["epilogue.py", "137"])
     return tmp_path
 
 
 def test_a_controller_that_is_away_for_a_while_is_asked_again(controller: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (controller / "down").write_text("1\n2\n3\n")
+    (controller / "down").write_text(3 * AWAY)
     with pytest.raises(SystemExit):
         epilogue.main()
     asked = (controller / "asked").read_text().splitlines()
@@ -71,11 +78,44 @@ def test_a_controller_that_stays_away_is_noted(
     controller: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(epilogue, "PATIENCE", 0.0)
-    (controller / "down").write_text("1\n" * 9)
+    (controller / "down").write_text(9 * AWAY)
     with pytest.raises(SystemExit):
         epilogue.main()
     assert "requeued" not in capsys.readouterr().out
     assert "could not be requeued" in json.loads((controller / "job" / "failure.json").read_text())["error"]
+
+
+def test_a_refusal_is_not_asked_again(controller: Path) -> None:
+    (controller / "down").write_text("slurm_load_jobs error: Invalid job id\n" + 9 * "Requested operation is disabled\n")
+    with pytest.raises(SystemExit):
+        epilogue.main()
+    assert (controller / "asked").read_text().splitlines() == ["show job -o 7", "requeue 7"]
+
+
+def test_a_start_that_has_been_replaced_requeues_nothing(controller: Path) -> None:
+    (controller / "restarts").write_text("1")
+    with pytest.raises(SystemExit):
+        epilogue.main()
+    assert (controller / "asked").read_text().splitlines() == ["show job -o 7"]
+
+
+@pytest.mark.parametrize(("found", "fit"), [(0, False), (7, False), (8, True)])
+def test_a_node_whose_gpus_are_not_there_is_avoided(
+    found: int, fit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    for name, value in {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "8", "LOCAL_WORLD_SIZE": "8",
+                        "EBM_JOB": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_GPUS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    refused = pytest.raises(OSError, match=f"gives this job 8 GPUs, and PyTorch finds {found}")
+    with contextlib.nullcontext() if fit else refused, preflight.meeting("auto"):
+        pass
+    assert (tmp_path / "verdict").exists() != fit
+    with preflight.meeting("cpu"):
+        pass
 
 
 def test_a_gpu_that_breaks_is_a_fault_of_its_node(tmp_path: Path) -> None:

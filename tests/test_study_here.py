@@ -82,13 +82,13 @@ def until(what: Callable[[], object], *, why: str, seconds: float = 120) -> None
 class Shell:
     """A study of one long training, with two samplings behind it, as a shell starts it."""
 
-    def __init__(self, store: Path, tiny: list[str], no_slurm: Path) -> None:
+    def __init__(self, store: Path, tiny: list[str], no_slurm: Path, output: int | None = None) -> None:
         command = [sys.executable, "launch/sweep.py", "-m", *without_sampler(tiny), "budget.images=4_000_000", "save.every=160",
                    "log_every=5", "preflight.disk_gb=0.01", f"store={store}", "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
         known = set(store.glob("studies/*/study.json"))
         self.log = store.parent / f"shell-{len(known)}.txt"
         with open(self.log, "w", encoding="utf-8") as file:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file,
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output or file, stderr=subprocess.STDOUT,
                                             env={**os.environ, "PATH": str(no_slurm), "OMP_NUM_THREADS": "1"})
         until(lambda: set(store.glob("studies/*/study.json")) - known, why="study.json")
         (record,) = set(store.glob("studies/*/study.json")) - known
@@ -103,8 +103,8 @@ class Shell:
 def shell(tiny: list[str], no_slurm: Path, tmp_path: Path) -> Iterator[Callable[[], Shell]]:
     begun: list[Shell] = []
 
-    def begin() -> Shell:
-        begun.append(Shell(tmp_path / "store", tiny, no_slurm))
+    def begin(output: int | None = None) -> Shell:
+        begun.append(Shell(tmp_path / "store", tiny, no_slurm, output))
         return begun[-1]
 
     (tmp_path / "store").mkdir()
@@ -133,6 +133,20 @@ def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[[
     assert "1 jobs cancelled" in status(second.study, no_slurm, "--cancel")
     assert second.process.wait(60) == 128 + signal.SIGTERM, second.said()
     assert second.run == first.run
+
+
+def test_a_study_whose_output_nobody_reads_any_more_is_stopped_all_the_same(
+    shell: Callable[..., Shell], no_slurm: Path
+) -> None:
+    """As Ctrl-C ends `tee`, too, and as a closing terminal takes the output and sends SIGHUP twice."""
+    one = shell(output=subprocess.PIPE)
+    until(lambda: newest_step(one.run) > 0, why="a checkpoint")
+    assert one.process.stdout is not None
+    one.process.stdout.close()
+    for _ in range(2):
+        one.process.send_signal(signal.SIGHUP)
+    assert one.process.wait(60) == 128 + signal.SIGHUP
+    assert f"stopped at step {newest_step(one.run)}" in status(one.study, no_slurm, "--logs", "0"), "it did not save"
 
 
 def test_what_a_killed_study_leaves_is_told_and_ended(shell: Callable[[], Shell], no_slurm: Path) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("wandb")
 from conftest import ROOT
 from wandb_server import Server, serving
 
-from launch.study import cluster
+from launch.study import cluster, here
 from tools import sync
 from tools.review.offline import Segment, folders, over, pending, segments
 
@@ -241,12 +241,19 @@ def test_after_a_start_that_is_missing_the_later_ones_of_its_run_are_sent_again(
 
 
 def test_a_study_is_over_when_no_point_waits_or_runs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with here.Life.of(study, here.STUDY).held():  # as where there is no SLURM
+        assert not over(study)
+    assert over(study), "nobody is there who would start what waits"
+    record = json.loads((study / "study.json").read_text())
+    for point in record["points"]:
+        point["job"] = "5_0"  # of which SLURM knows nothing any more
+    (study / "study.json").write_text(json.dumps(record))
+    monkeypatch.setattr(cluster, "jobs", lambda numbers: {})
     assert not over(study)
     touch(study / "runs" / "a" / "failure.json").write_text('{"error": "no"}')  # its samples will not come
     assert not over(study)
     touch(study / "runs" / "b" / "failure.json").write_text('{"error": "no"}')
     assert over(study)
-    record = json.loads((study / "study.json").read_text())
     record["points"][1]["job"] = "7_1"
     (study / "study.json").write_text(json.dumps(record))
     for state, ended in (("RUNNING", False), ("COMPLETED", True)):

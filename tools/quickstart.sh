@@ -17,8 +17,7 @@ gpus=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count() if tor
 processes=$((gpus > 0 ? gpus : 2))
 batch=$(sed -n '/^budget:/,/^[a-z]*:$/s/^  batch: //p' configs/experiment/quickstart.yaml)
 batch=$(((batch + processes - 1) / processes * processes)) # it is dealt out evenly
-threads=$(($(nproc) / processes))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without its warning; training shares out the cores
 start=$SECONDS
 
 say "1/3 the embedded data set: coloured shapes"

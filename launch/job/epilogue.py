@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from launch.job.process import newest, node, number
 
 RESTARTS = 3  # without progress
 PATIENCE, PAUSE = 600.0, 5.0  # seconds for which a controller that doesn't answer is asked again, and between two times
+UNANSWERED = re.compile(r"contact|connect|timed out|timeout", re.IGNORECASE)  # what scontrol says of one
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
     if code == 0:
         return
     said = (job / "verdict").read_text() if (job / "verdict").exists() else ""
-    if said.startswith("failed") or cancelled(me):
+    if said.startswith("failed") or superseded(me):
         sys.exit(code)
     run = Path(json.loads((job / "task.json").read_text())["run"]) if (job / "task.json").exists() else job
     if stuck(job / "progress", progress(run)):
@@ -55,22 +57,25 @@ def main() -> None:
 
 
 def scontrol(*arguments: str, patience: float = 0.0) -> str | None:
-    """What `scontrol` answers, None where it refuses for as long as our ``patience``, in seconds, lasts: a controller that is
-    being restarted answers nobody."""
+    """What `scontrol` answers, None where it refuses, or where there is no answer for as long as our ``patience``, in seconds,
+    lasts: a controller that is being restarted answers nobody."""
     until = time.monotonic() + patience
     while True:
         done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return done.stdout
         print(f"scontrol {' '.join(arguments)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-        if time.monotonic() >= until:
+        if time.monotonic() >= until or not UNANSWERED.search(done.stderr):
             return None
         time.sleep(PAUSE)
 
 
-def cancelled(me: str) -> bool:
-    """Whether the job is being cancelled: that is someone's will, not a fault."""
-    return "JobState=CANCELLED" in (scontrol("show", "job", "-o", me, patience=PATIENCE) or "")
+def superseded(me: str) -> bool:
+    """Whether the job is being cancelled, which is someone's will and no fault, or has been started again meanwhile."""
+    shown = scontrol("show", "job", "-o", me, patience=PATIENCE) or ""
+    restarts = re.search(r"\bRestarts=(\d+)", shown)
+    other = restarts is not None and int(restarts[1]) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return other or "JobState=CANCELLED" in shown
 
 
 def progress(folder: Path) -> str:

@@ -23,8 +23,17 @@ class NodeFaultError(OSError):
 
 
 @contextlib.contextmanager
-def meeting() -> Iterator[None]:
-    """Context in which the processes find each other; on a cluster the nodes of those that don't come are avoided."""
+def meeting(device: str) -> Iterator[None]:
+    """Context in which the processes find each other; on a cluster the nodes of those that don't come are avoided, and a node
+    whose GPUs SLURM has given and PyTorch doesn't find, where ``device`` would have them."""
+    given, wanted = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if given and device != "cpu" and shutil.which("nvidia-smi"):
+        count = torch.cuda.device_count()
+        one_each = count == 1 and "SLURM_STEP_GPUS" in os.environ  # each process sees its own alone
+        if count < min(given, wanted) and not one_each:
+            verdict(f"avoid {node()}")
+            raise NodeFaultError(f"node {node()}: SLURM gives this job {given} GPUs, and PyTorch finds {count}; "
+                                 "device=cpu does without")
     try:
         yield
     except MissingPeersError as error:
@@ -40,10 +49,10 @@ def meeting() -> Iterator[None]:
         raise OSError(f"peers_seconds: {error}{where}") from error
 
 
-def fit(world: World, *, asked: str, memory_gb: float) -> None:
-    """Raises NodeFaultError on every process, naming node and fault, where the device of any is not the one ``asked`` for,
-    computes wrongly or has less than ``memory_gb`` free."""
-    everywhere(world, lambda: check_device(world.device, asked, memory_gb))
+def fit(world: World, *, memory_gb: float) -> None:
+    """Raises NodeFaultError on every process, naming node and fault, where the device of any computes wrongly or has less than
+    ``memory_gb`` free."""
+    everywhere(world, lambda: check_device(world.device, memory_gb))
 
 
 def preflight(world: World, *, folder: Path, disk_gb: float, write_mb_s: float) -> None:
@@ -75,12 +84,8 @@ def everywhere(world: World, *checks: Callable[[], object]) -> None:
         raise NodeFaultError("; ".join(sorted({f"node {where}: {what}" for where, what in found})))
 
 
-def check_device(device: torch.device, asked: str, memory_gb: float) -> None:
-    """Raises RuntimeError where the device isn't there or doesn't compute, OSError where too little of its memory is free."""
-    if device.type == asked == "cpu":
-        return
-    if device.type == "cpu" and int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) and shutil.which("nvidia-smi"):
-        raise RuntimeError("SLURM gives this job GPUs, and PyTorch finds none; device=cpu does without")
+def check_device(device: torch.device, memory_gb: float) -> None:
+    """Raises RuntimeError where the device doesn't compute, OSError where too little of its memory is free."""
     if float(torch.ones(8, device=device).sum()) != 8:
         raise RuntimeError(f"{device} computes wrongly")
     if device.type == "cuda":

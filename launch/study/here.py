@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -42,7 +42,8 @@ class Life:
         """Locks it for this process and for whoever inherits the file that is yielded, as long as any of them lives."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
     def lasts(self) -> bool:
@@ -50,10 +51,16 @@ class Life:
         try:
             with open(self.path, encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks: its number must do
+            with contextlib.suppress(OSError, ValueError):
+                pid, host = self.path.read_text(encoding="utf-8").split(maxsplit=1)
+                if host == socket.gethostname():
+                    os.kill(int(pid), 0)
+                    return True
         return False
 
     def end(self) -> None:
@@ -61,7 +68,8 @@ class Life:
         pid, host = self.path.read_text(encoding="utf-8").split(maxsplit=1)
         if host != socket.gethostname():
             raise OSError(f"--cancel: the study runs on {host}; cancel it there")
-        os.kill(int(pid), signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(int(pid), signal.SIGTERM)
 
 
 def told(pid: int) -> str:
@@ -73,9 +81,10 @@ def state(folder: Path, point: Point, job: str) -> str:
     """How a point stands by what lies in its folder and, of a study that runs without SLURM, by its processes."""
     if point.done():
         return "COMPLETED"
-    if Life.of(folder, job.removeprefix(LOCAL)).lasts():
+    life = Life.of(folder, job.removeprefix(LOCAL))
+    if life.lasts():
         return "RUNNING"
-    if point.reason():
+    if (life.path.exists() or not job.startswith(LOCAL)) and point.reason():  # not an earlier study's
         return "FAILED"
     if not job.startswith(LOCAL):
         return "unknown"
@@ -140,10 +149,10 @@ def work(study: Study, waiting: list[Point], places: list[int | None], asked: li
         for place, (point, process) in list(running.items()):
             if process.poll() is not None:
                 del running[place]
-                bar.update()
+                heard(bar.update)
                 if not point.done() and not asked:
                     failed.add(point.folder)
-                    bar.write(f"failed: {point.label}: {point.reason() or 'it left no word; see its log'}")
+                    heard(bar.write, f"failed: {point.label}: {point.reason() or 'it left no word; see its log'}")
         for place in [place for place in places if place not in running and not asked]:
             ready = next((p for p in waiting if p.of is None or p.of.done() or p.of.folder in failed), None)
             if ready is None:
@@ -151,18 +160,27 @@ def work(study: Study, waiting: list[Point], places: list[int | None], asked: li
             waiting.remove(ready)
             if ready.of is not None and not ready.of.done():
                 failed.add(ready.folder)
-                bar.update()
+                heard(bar.update)
                 continue
             running[place] = (ready, start(study, ready, place))
         if len(asked) > passed:
             passed = len(asked)
-            bar.write("stopping: what runs saves first; Ctrl-C again ends it at once")
-            for _, process in running.values():
-                process.send_signal(signal.SIGTERM if passed == 1 else signal.SIGKILL)
+            for _, process in running.values():  # a shell that closes sends SIGHUP twice: only Ctrl-C may be in a hurry
+                process.send_signal(signal.SIGKILL if asked.count(signal.SIGINT) > 1 else signal.SIGTERM)
+            heard(bar.write, "stopping: what runs saves first; Ctrl-C again ends it at once")
         if (now := ", ".join(progress(point) for point, _ in running.values())) != shown:
-            bar.set_postfix_str(shown := now)
+            heard(bar.set_postfix_str, shown := now)
         time.sleep(0.3)
     return failed
+
+
+def heard(say: Callable[..., object], *words: str) -> None:
+    """Says something; where nobody reads it, as in a terminal that is closed or a pipe that has ended, no more from here on."""
+    try:
+        say(*words)
+    except OSError:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def start(study: Study, point: Point, place: int | None) -> subprocess.Popen[bytes]:

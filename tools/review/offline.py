@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.study import cluster
+from launch.study import cluster, here
 from launch.study.point import Point, found_at
 
 IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
@@ -141,7 +141,16 @@ def over(folder: Path) -> bool:
         jobs = cluster.jobs(numbers)
     except OSError:  # a controller that is busy or restarts: the next time, perhaps
         return False
-    here = {one["folder"]: Point(one["kind"], one["label"], Path(one["folder"]), (), one["steps"]) for one in points}
-    lost = {point.label for point in here.values() if point.reason()}
-    return bool(points) and all(jobs[one["job"]].over if one["job"] in jobs else
-                                here[one["folder"]].done() or not lost.isdisjoint((one["label"], one["of"])) for one in points)
+    places = {one["folder"]: Point(one["kind"], one["label"], found_at(Path(one["folder"]), folder), (), one["steps"])
+              for one in points}
+    lost = {point.label for point in places.values() if point.reason()}
+
+    def ended(one: dict[str, Any]) -> bool:
+        if one["job"] in jobs:
+            return jobs[one["job"]].over
+        point = places[one["folder"]]
+        if one["job"].startswith(here.LOCAL):
+            return here.state(folder, point, one["job"]) in ("COMPLETED", "FAILED", "CANCELLED")
+        return point.done() or not lost.isdisjoint((one["label"], one["of"]))
+
+    return bool(points) and all(map(ended, points))
