@@ -69,7 +69,7 @@ def test_each_average_and_checkpoint_can_be_sampled(trained: Path, command: Comm
     assert refused.stderr.strip() == "error: ema: 3 is not accepted; the run has 3, counted from 0"
 
 
-def test_processes_that_see_different_checkpoints_refuse(
+def test_processes_that_would_draw_from_different_models_refuse(
     trained: Path, tiny: list[str], command: Command, tmp_path: Path
 ) -> None:
     """As when a run that is being trained saves between their readings."""
@@ -82,6 +82,11 @@ def test_processes_that_see_different_checkpoints_refuse(
     assert refused.returncode == 2, refused.stderr
     said = f"error: checkpoint: processes have found different ones ({', '.join(names)})"
     assert refused.stderr.splitlines()[-1].startswith(said)
+    env = {**ONE_THREAD, "PRECISION_0": "fp32", "PRECISION_1": "bf16"}  # as "auto" is on nodes of two kinds
+    refused = command("sample", f"run={run}", "device=cpu", "precision='${oc.env:PRECISION_${oc.env:RANK}}'", processes=2,
+                      env=env, check=False)
+    said = "error: precision: 'auto' is not accepted on nodes of different kinds; choose bf16 or fp32"
+    assert refused.stderr.splitlines()[-1] == said
     assert not (run / "samples").exists()
 
 

@@ -46,11 +46,14 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
 
 def agreed(artist: Artist, world: World) -> None:
     """Raises ValueError on every process where they have found different checkpoints, as of a run that is being trained, or
-    different inputs of a task."""
+    different inputs of a task, or where their nodes take `precision=auto` for different ones."""
     checkpoints = sorted(set(world.everyone(artist.checkpoint)))
     if len(checkpoints) > 1:
         raise ValueError(f"checkpoint: processes have found different ones ({', '.join(checkpoints)}), as the run is being "
                          "trained; start again, or name one")
+    precisions = sorted(set(world.everyone(artist.precision.name)))
+    if len(precisions) > 1:
+        raise ValueError(f"precision: 'auto' is not accepted on nodes of different kinds; choose {' or '.join(precisions)}")
     inputs = world.everyone(artist.identity if isinstance(artist, Commission) else {})
     differing = [key for key, value in inputs[0].items() if any(other.get(key) != value for other in inputs)]
     if differing:
