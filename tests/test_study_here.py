@@ -115,7 +115,7 @@ def shell(tiny: list[str], no_slurm: Path, tmp_path: Path) -> Iterator[Callable[
         status(one.study, no_slurm, "--cancel")
 
 
-def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[[], Shell], no_slurm: Path) -> None:
+def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[..., Shell], no_slurm: Path) -> None:
     first = shell()
     until(lambda: newest_step(first.run) > 0, why="a checkpoint")
     rows = [line for line in status(first.study, no_slurm).splitlines() if "local" in line]
@@ -128,34 +128,24 @@ def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[[
     assert f"stopped at step {stopped}" in status(first.study, no_slurm, "--logs", "0"), "it did not save where it was"
     assert status(first.study, no_slurm).count("CANCELLED") == 3
 
-    second = shell()
+    # Nobody reads it any more: Ctrl-C ends `tee`, too, and a closing terminal takes the output and sends SIGHUP twice.
+    second = shell(output=subprocess.PIPE)
     until(lambda: newest_step(second.run) > stopped, why="a checkpoint after the one it was stopped at")
+    assert second.run == first.run and second.process.stdout is not None
+    second.process.stdout.close()
     assert "1 jobs cancelled" in status(second.study, no_slurm, "--cancel")
-    assert second.process.wait(60) == 128 + signal.SIGTERM, second.said()
-    assert second.run == first.run
-
-
-def test_a_study_whose_output_nobody_reads_any_more_is_stopped_all_the_same(
-    shell: Callable[..., Shell], no_slurm: Path
-) -> None:
-    """As Ctrl-C ends `tee`, too, and as a closing terminal takes the output and sends SIGHUP twice."""
-    one = shell(output=subprocess.PIPE)
-    until(lambda: newest_step(one.run) > 0, why="a checkpoint")
-    assert one.process.stdout is not None
-    one.process.stdout.close()
     for _ in range(2):
-        one.process.send_signal(signal.SIGHUP)
-    assert one.process.wait(60) == 128 + signal.SIGHUP
-    assert f"stopped at step {newest_step(one.run)}" in status(one.study, no_slurm, "--logs", "0"), "it did not save"
+        second.process.send_signal(signal.SIGHUP)
+    assert second.process.wait(60) == 128 + signal.SIGTERM
+    stopped = newest_step(second.run)
+    assert f"stopped at step {stopped}" in status(second.study, no_slurm, "--logs", "0"), "it did not save where it was"
 
-
-def test_what_a_killed_study_leaves_is_told_and_ended(shell: Callable[[], Shell], no_slurm: Path) -> None:
-    one = shell()
-    until(lambda: newest_step(one.run) > 0, why="a checkpoint")
-    one.process.kill()
-    one.process.wait()
-    shown = status(one.study, no_slurm)
+    third = shell()
+    until(lambda: newest_step(third.run) > stopped, why="a checkpoint")
+    third.process.kill()
+    third.process.wait()
+    shown = status(third.study, no_slurm)
     assert ("RUNNING" in shown, "PENDING" in shown, shown.count("CANCELLED")) == (True, False, 2), shown
-    assert "1 jobs cancelled" in status(one.study, no_slurm, "--cancel")
-    until(lambda: "RUNNING" not in status(one.study, no_slurm), why="the end of its training")
-    assert "0 jobs cancelled" in status(one.study, no_slurm, "--cancel")
+    assert "1 jobs cancelled" in status(third.study, no_slurm, "--cancel")
+    until(lambda: "RUNNING" not in status(third.study, no_slurm), why="the end of its training")
+    assert "0 jobs cancelled" in status(third.study, no_slurm, "--cancel")
