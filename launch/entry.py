@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from launch.config.manual import CONFIGS, choices, manual
+from launch.config.override import key
 from launch.job.faults import BAD_INPUT, Refused
 from launch.job.process import verdict
 
@@ -182,14 +183,14 @@ def explain(error: Exception, config: str) -> str:
 
 def no_choice(overrides: Sequence[str]) -> str:
     """What is wrong with the first choice of a group that is no name, as in model=3, or nothing: Hydra has no word for it."""
+    known = groups()
+    asked = [one for one in overrides if key(one) in known and not one.startswith("~")]
     with contextlib.suppress(HydraException):  # one that can't be read, which Hydra says itself
-        for one in OverridesParser.create().parse_overrides([*overrides]):
-            values = [*one.sweep_iterator()] if one.is_sweep_override() else [one.value()]
-            if one.key_or_group in groups() and not one.is_delete():
-                for value in values:
-                    if not isinstance(value, str | QuotedString | list | dict):
-                        said = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-                        return f"{one.key_or_group}={said}: no such choice; accepted: {', '.join(choices(one.key_or_group))}"
+        for one in OverridesParser.create().parse_overrides(asked):
+            for value in [*one.sweep_iterator()] if one.is_sweep_override() else [one.value()]:
+                if not isinstance(value, str | QuotedString | list | dict):
+                    said = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+                    return f"{one.key_or_group}={said}: no such choice; accepted: {', '.join(choices(one.key_or_group))}"
     return ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -42,14 +42,16 @@ class Hashed:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its place when the block ends, and vanishes when the block raises."""
+def replacing(path: Path, *, before: Callable[[], None]) -> Iterator[BinaryIO]:
+    """A file beside ``path`` that takes its place when the block ends, and vanishes when the block raises; ``before`` is called
+    when all of it is on the disk, which may be full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        before()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,7 +89,8 @@ def write_beton(
         raise ValueError(f"{source}: images of {layout.image} bytes are too large for the format's pages")
     path.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(chain([first], stream), total=count, desc=path.name, unit="img", disable=None if progress else True)
-    with bar, replacing(path) as file:
+    # An old manifest must never stand beside the new file.
+    with bar, replacing(path, before=lambda: Manifest.beside(path).unlink(missing_ok=True)) as file:
         out = Hashed(file)
         out.write(layout.head())
         for pointer, image in zip(layout.pointers.tolist(), checked(bar, layout=layout, source=source), strict=True):
@@ -95,9 +98,6 @@ def write_beton(
             out.write(image.tobytes())
         out.pad(layout.table)
         out.write(layout.allocations())
-        file.flush()
-        os.fsync(file.fileno())  # a full disk says so here, with the old file and its manifest still there
-        Manifest.beside(path).unlink(missing_ok=True)  # an old manifest must never stand beside the new file
     manifest = Manifest(source=source, count=count, height=layout.height, width=layout.width, bytes=out.bytes,
                         sha256=out.sha256.hexdigest())
     write_atomically(Manifest.beside(path), manifest.to_json().encode())

@@ -74,11 +74,12 @@ def follow(
         seen, level = (x, sigma) if stays else (before, left)
         told = level or step.sigma  # no model knows σ = 0
         drifted += step.drift
-        variance += step.noise_size**2 * (1.0 if step.acceptance is None else float(step.acceptance.mean()))
+        acceptance = None if step.acceptance is None else float(step.acceptance.mean())
+        variance += step.noise_size**2 * (1.0 if acceptance is None else acceptance)
         look = step.index % max(1, math.ceil(step.total / states)) == 0 or step.index == step.total - 1
         read = energy is not None and (step.index % math.ceil(step.total / 100) == 0 or look)
-        records.append(_record(step, seen, start, drifted, variance, level=level, reference=reference, clamp=clamp,
-                               energy=float(energy(seen, told).mean()) if energy is not None and read else None))
+        records.append(_record(step, seen, start, drifted, variance, level=level, acceptance=acceptance, reference=reference,
+                               clamp=clamp, energy=float(energy(seen, told).mean()) if energy is not None and read else None))
         if look:
             kept.append((step.index, told, seen.detach()))
         latest.append((step.index, told, seen.detach()))
@@ -89,8 +90,8 @@ def follow(
     yield Path(start=start, final=x, records=tuple(records), states=tuple(kept), broken=broken)
 
 
-def _record(step: Step, seen: Tensor, start: Tensor, drifted: Tensor, variance: float, *, level: float, reference: Reference,
-            clamp: float | None, energy: float | None) -> StepRecord:
+def _record(step: Step, seen: Tensor, start: Tensor, drifted: Tensor, variance: float, *, level: float,
+            acceptance: float | None, reference: Reference, clamp: float | None, energy: float | None) -> StepRecord:
     a, b = step.step_size, step.noise_size
     return StepRecord(
         index=step.index, sigma=step.sigma, lies_at=step.lies_at, step_size=a, noise_size=b, drift=_rms(step.drift),
@@ -98,7 +99,7 @@ def _record(step: Step, seen: Tensor, start: Tensor, drifted: Tensor, variance: 
         moved=_rms(step.x - start), rms=_rms(step.x),
         clamped=0.0 if clamp is None else float((step.x.abs() >= clamp).float().mean()),
         energy=energy, distance=reference.distance(seen, sigma=level), noise=reference.noise(seen),
-        acceptance=None if step.acceptance is None else float(step.acceptance.mean()))
+        acceptance=acceptance)
 
 
 def _rms(x: Tensor) -> float:

@@ -30,12 +30,11 @@ class Task:
 
 def become(task: Task) -> None:
     """Replaces this process by the task's command, so that its exit code and its signals are the job's own."""
-    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        os.environ.update(ranks())
-        if os.environ["RANK"] == "0":
-            place = Path(os.environ["EBM_JOB"]) / "task.json"
-            place.with_suffix(".new").write_text(json.dumps(asdict(task)))
-            place.with_suffix(".new").replace(place)  # whole, whenever this process is killed
+    os.environ.update(ranks())
+    if os.environ["RANK"] == "0":
+        place = Path(os.environ["EBM_JOB"]) / "task.json"
+        place.with_suffix(".new").write_text(json.dumps(asdict(task)))
+        place.with_suffix(".new").replace(place)  # whole, whenever this process is killed
     print(" ".join(task.command), flush=True)
     sys.stderr.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -57,19 +57,21 @@ class Life:
             pass
         except OSError:  # a file system without locks: its number must do
             with contextlib.suppress(OSError, ValueError):
-                pid, host = self.path.read_text(encoding="utf-8").split(maxsplit=1)
-                if host == socket.gethostname():
-                    os.kill(int(pid), 0)
-                    return True
+                self.send(0)
+                return True
         return False
 
     def end(self) -> None:
         """Asks the process to save and leave; raises OSError where it lives on another machine."""
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            self.send(signal.SIGTERM)
+
+    def send(self, number: int) -> None:
+        """Sends the process a signal, or with 0 asks whether there is one; raises OSError where that is not here."""
         pid, host = self.path.read_text(encoding="utf-8").split(maxsplit=1)
         if host != socket.gethostname():
             raise OSError(f"--cancel: the study runs on {host}; cancel it there")
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.kill(int(pid), signal.SIGTERM)
+        os.kill(int(pid), number)
 
 
 def told(pid: int) -> str:

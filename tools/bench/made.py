@@ -58,9 +58,9 @@ def studied(store: Path, points: Sequence[tuple[Path, Sequence[str]]], samplers:
     folder = store / "studies" / "one"
     folder.mkdir(parents=True)
     label = {run: " ".join(overrides) for run, overrides in points}
-    found = [{"kind": "train", "label": label[run], "of": "", "folder": str(run), "steps": 100, "job": "here",
+    found = [{"kind": "train", "label": label[run], "of": "", "folder": str(run), "steps": 100, "job": "done",
               "overrides": list(overrides)} for run, overrides in points]
-    found += [{"kind": "sample", "label": place.name, "of": label[run], "folder": str(place), "steps": 0, "job": "here",
+    found += [{"kind": "sample", "label": place.name, "of": label[run], "folder": str(place), "steps": 0, "job": "done",
                "overrides": [f"sampler={place.name}", "n=4"]} for run, place in samplers]
     about = {"command": ["-m", "seed=0,1"], "code": "c0de", "created": "2026-11-24 12:00:00"}
     (folder / "study.json").write_text(json.dumps({**about, "points": found}))
