@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ebm.samplers.step import EnergyModel, ScoreModel, has_energy
+from ebm.model import EnergyModel, ScoreModel, has_energy
 
 
 @dataclass(frozen=True, kw_only=True)

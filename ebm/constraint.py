@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ebm.model import ScoreModel, with_energy
 from ebm.randomness import normal_like
-from ebm.samplers.step import ScoreModel, with_energy
 
 
 class Measurement(Protocol):

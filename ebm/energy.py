@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm.accepted import positive
+from ebm.model import per_image
 from ebm.nets.twice import input_gradient, joint_gradient
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -48,17 +49,17 @@ class Preconditioned(nn.Module):
         return output.to(y.dtype)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """−∇E(x, σ), (B, C, H, W), (B,) -> (B, C, H, W)."""
+        """The score ∇ log p(x; σ) of the noised data, (B, C, H, W), (B,) -> (B, C, H, W)."""
         raise NotImplementedError
 
     def c_in(self, sigma: Tensor) -> Tensor:
-        """1/√(σ² + σ_data²), (B,) -> (B, 1, 1, 1): the one place where σ is broadcast to images."""
-        return (sigma.square() + self.sigma_data**2).rsqrt()[:, None, None, None]
+        """1/√(σ² + σ_data²), (B,) -> (B, 1, 1, 1)."""
+        return per_image((sigma.square() + self.sigma_data**2).rsqrt())
 
-    def score_of(self, x: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
-        """The score −c_in² x + (σ_data/σ) c_in F, where F (B, C, H, W) estimates (x₀ − c_skip x)/c_out."""
+    def score_from(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
+        """The score −c_in² x + (σ_data/σ) c_in F, where ``output`` F (B, C, H, W) estimates (x₀ − c_skip x)/c_out."""
         c_in = self.c_in(sigma)
-        return -(c_in.square()) * x + (self.sigma_data / sigma)[:, None, None, None] * c_in * target
+        return -(c_in.square()) * x + per_image(self.sigma_data / sigma) * c_in * output
 
 
 class Energy(Preconditioned):
@@ -86,7 +87,7 @@ class Energy(Preconditioned):
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """−∇E(x, σ), of x's shape; differentiable, and available under ``no_grad`` (not under ``inference_mode``)."""
         gradient = input_gradient(lambda y: self.potential(y, sigma).sum(), self.c_in(sigma) * x)
-        return self.score_of(x, sigma, gradient)
+        return self.score_from(x, sigma, gradient)
 
     def normalised(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Ē(x, σ) = E(x, σ) + ½ d ln 2π(σ² + σ_data²), (B,), in nats: −log p(x; σ) up to one constant, where the slope was
@@ -102,7 +103,7 @@ class Energy(Preconditioned):
         share = (sigma * c_in.flatten()).square()  # σ²/(σ² + σ_data²): how y shrinks as σ grows, −∂ln c_in/∂ln σ
         gaussian = share * (1 - y.square()).flatten(1).sum(1)
         network = self.sigma_data / sigma * (phi + share * (gradient * y).flatten(1).sum(1) - sigma * along_sigma)
-        return self.score_of(x, sigma, gradient), gaussian + network
+        return self.score_from(x, sigma, gradient), gaussian + network
 
     def forward(self, x: Tensor, sigma: Tensor, slope: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The score, or `score_and_slope`: DistributedDataParallel synchronises only what goes through forward."""
@@ -114,7 +115,7 @@ class DirectScore(Preconditioned):
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The network's estimate of −∇E, (B, C, H, W), (B,) -> (B, C, H, W)."""
-        return self.score_of(x, sigma, self.features(self.c_in(sigma) * x, sigma))
+        return self.score_from(x, sigma, self.features(self.c_in(sigma) * x, sigma))
 
     forward = score
 

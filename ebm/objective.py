@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebm.accepted import positive
 from ebm.energy import Energy, Preconditioned, knows_sigma
+from ebm.model import per_image
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -73,7 +74,7 @@ class DenoisingScoreMatching:
 
     def __call__(self, score: ScoreFn, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """Loss of each image, (B,): clean x and standard normal noise (B, C, H, W), sigma (B,)."""
-        sigma_ = sigma[:, None, None, None]
+        sigma_ = per_image(sigma)
         residual = sigma_ * score(x + sigma_ * noise, sigma) + noise
         return self.weighting(sigma) * residual.square().flatten(1).mean(1)
 
@@ -99,7 +100,7 @@ class DualScoreMatching(DenoisingScoreMatching):
     def __call__(self, score: DualScoreFn, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:  # type: ignore[override]
         """Loss of each image, (B,); ``score(x, σ, slope=True)`` gives the score and the slope, (B, C, H, W) and (B,)."""
         self.check(score)
-        sigma_, d = sigma[:, None, None, None], noise[0].numel()
+        sigma_, d = per_image(sigma), noise[0].numel()
         field, slope = score(x + sigma_ * noise, sigma, slope=True)
         residual = sigma_ * field + noise
         surprise = slope - (1 - noise.square()).flatten(1).sum(1)

@@ -81,7 +81,7 @@ def test_the_floor_of_bf16_is_seen_at_small_noise_only() -> None:
     law = Gaussian(mean=torch.full((2, 8, 8), 0.7), std=torch.full((2, 8, 8), 0.0005))
     x = law.sample(32, sigma=0.0, generator=torch.Generator().manual_seed(0))
     for precision, expected in (("bf16", True), ("fp32", False)):
-        rows = [calibrate(Coarse(law), x, sigma=sigma, told=sigma, batch=32, precision=Precision(name=precision),
+        rows = [calibrate(Coarse(law), x, sigma=sigma, conditioning_sigma=sigma, batch=32, precision=Precision(name=precision),
                           generator=torch.Generator().manual_seed(1)) for sigma in (0.001, 0.1, 1.0)]
         assert [row.rounded for row in rows] == [expected, False, False]
         assert (rounding_floor(rows) is not None) == expected

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from ebm.diagnose.calibration import calibrate, trusted_range
 from ebm.diagnose.curvature import curvature
 from ebm.diagnose.ladder import overlap
-from ebm.diagnose.plan import attempt
 from ebm.diagnose.reference import Reference
+from ebm.diagnose.trial import try_on_twin
 from ebm.precision import Precision
 from ebm.samplers.langevin import langevin
 
@@ -25,7 +25,7 @@ def source(seed: int = 0) -> torch.Generator:
 
 
 def level(model: object, x: Tensor, sigma: float, **more: object) -> object:
-    return calibrate(model, x, **{"sigma": sigma, "told": sigma, "batch": 64, "precision": Precision(name="fp32"),  # type: ignore
+    return calibrate(model, x, **{"sigma": sigma, "conditioning_sigma": sigma, "batch": 64, "precision": Precision(name="fp32"),  # type: ignore
                                   "generator": source(), **more})
 
 
@@ -49,7 +49,8 @@ def test_calibration_of_a_scaled_gaussian_score(sigma: float, scale: float) -> N
 def test_the_trusted_range_is_the_widest() -> None:
     law = Gaussian(mean=torch.zeros(2, 8, 8), std=torch.full((2, 8, 8), 0.4))
     x = law.sample(64, sigma=0, generator=source(1))
-    rows = [level(law, x, sigma, told=sigma if 0.1 < sigma < 4 else 10 * sigma) for sigma in (0.05, 0.2, 1.0, 3.0, 8.0)]
+    rows = [level(law, x, sigma, conditioning_sigma=sigma if 0.1 < sigma < 4 else 10 * sigma)
+            for sigma in (0.05, 0.2, 1.0, 3.0, 8.0)]
     assert trusted_range(rows) == (0.2, 3.0)
     assert trusted_range(rows[:1]) is None
 
@@ -134,6 +135,6 @@ def test_the_twin_ends_where_theory_says() -> None:
     law = Gaussian(mean=torch.zeros(2, 8, 8), std=torch.full((2, 8, 8), 0.4))
     reference = Reference.fit(law.sample(512, sigma=0, generator=source()), components=16)
     sampler = partial(langevin, sigma=0.3, start=1.0, steps=400, step_size=0.1, noise_size=None, clamp=None)
-    trial = attempt(sampler, reference, seed=0)
+    trial = try_on_twin(sampler, reference, seed=0)
     inflation = 1 / (1 - 0.1 / (2 * 0.25))  # the unadjusted algorithm's variance over the law's
     assert trial.off[-1] == pytest.approx(math.log(inflation) / 2, abs=0.05)

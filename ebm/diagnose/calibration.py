@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ebm.data.quantum import QUANTUM
+from ebm.model import ScoreModel, sigma_of
 from ebm.precision import Precision
-from ebm.samplers.step import ScoreModel
 
 GREY = QUANTUM  # what is smaller no image file shows
 
@@ -56,20 +56,23 @@ def calibrate(
     images: Tensor,
     *,
     sigma: float,
-    told: float,
+    conditioning_sigma: float,
     batch: int,
     precision: Precision,
     generator: torch.Generator,
 ) -> Calibration:
-    """Calibration on clean images (N, C, H, W) noised at ``sigma`` by a model that is told ``told`` (the same, but for
-    tests of what a sampler asks off its level). Each noise comes with its negative, which cancels most of the error."""
+    """Calibration on clean images (N, C, H, W) noised at ``sigma``, by a model that is given ``conditioning_sigma``
+    (which differs where a sampler asks at another level than its images lie at).
+
+    Every noise is used with both signs, which cancels most of the sampling error.
+    """
     products: list[Tensor] = []
     squares: list[Tensor] = []
     noises: list[Tensor] = []
     rounding = 0.0
     for part in images.split(batch):
         noise = torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
-        level = torch.full((len(part),), told, device=part.device, dtype=part.dtype)
+        level = sigma_of(part, sigma=conditioning_sigma)
         scores = []
         for sign in (1, -1):
             with precision.autocast(part.device):

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebm.samplers.langevin import sigma_of
-from ebm.samplers.step import ScoreModel, has_energy
+from ebm.model import ScoreModel, has_energy, sigma_of
 
 Product = Callable[[Tensor], Tensor]
 
@@ -25,7 +24,7 @@ class Curvature:
 
 
 def curvature(model: ScoreModel, x: Tensor, *, sigma: float, iterations: int, generator: torch.Generator) -> Curvature:
-    """Curvature at x, (B, C, H, W), told ``sigma``: one score and ``iterations`` backward passes of it (Lanczos 1950).
+    """Curvature at x, (B, C, H, W), at the level ``sigma``: one score and ``iterations`` backward passes of it (Lanczos 1950).
 
     Raises FloatingPointError where the score or its derivative is not finite.
     """

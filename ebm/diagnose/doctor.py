@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ebm.diagnose.calibration import GREY, Calibration, calibrate, levels_around
 from ebm.diagnose.curvature import Curvature, curvature
-from ebm.diagnose.facts import Bend, Facts, Finding
+from ebm.diagnose.facts import CurvatureAt, Facts, Finding
 from ebm.diagnose.ladder import ladder
-from ebm.diagnose.plan import FAR, Bound, attempt, start_of
 from ebm.diagnose.prescription import Prescription, prescribe
 from ebm.diagnose.record import EnergyOf, Path, StepRecord, follow
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import data_range, rounding_floor, sample_range
+from ebm.diagnose.trial import FAR, Bound, start_of, try_on_twin
 from ebm.diagnose.verdict import judge
+from ebm.model import ScoreModel, has_energy, sigma_of
 from ebm.precision import Precision
 from ebm.randomness import generator, image_generators, normal_like
-from ebm.samplers.langevin import sigma_of
-from ebm.samplers.step import ScoreModel, Step, has_energy
+from ebm.samplers.step import Step
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
@@ -86,10 +86,9 @@ class Doctor:
                                         generator=generator(self.images.device, self.seed, "by chance"))
         facts = Facts(
             sampler=sampler, reference=reference, by_chance=by_chance, calibrations=self.calibrations(path.records),
-            beginning=self.beginning(path, sampler), path=path, bends=tuple(self.bends(path)),
-            trial=attempt(sampler, reference, seed=self.seed),
-            ladder=ladder(path.records, start=start_of(sampler), dimensions=reference.dimensions,
-                          clean=path.records[-1].step_size is None))
+            beginning=self.beginning(path, sampler), path=path, curvatures=tuple(self.curvatures(path)),
+            trial=try_on_twin(sampler, reference, seed=self.seed),
+            ladder=ladder(path.records, start=start_of(sampler), dimensions=reference.dimensions))
         clean = facts.ladder.left < GREY and not (facts.single and facts.trial.off[0] < -1)  # a descent has no width to compare
         about = [data_range(self.images), sample_range(path.final, reference) if clean else None,
                  rounding_floor(facts.calibrations)]
@@ -146,24 +145,28 @@ class Doctor:
         done = []
         for index, sigma in enumerate(levels):
             self.tell("calibration", index, len(levels))
-            done.append(self.calibrate(sigma, told=sigma))
+            done.append(self.calibrate(sigma, conditioning_sigma=sigma))
         self.tell("calibration", len(levels), len(levels))
         return tuple(done)
 
-    def calibrate(self, sigma: float, *, told: float) -> Calibration:
-        """Calibration of the model that is told ``told`` on images noised at ``sigma``."""
-        if (sigma, told) not in self.known:
+    def calibrate(self, sigma: float, *, conditioning_sigma: float) -> Calibration:
+        """Calibration on images noised at ``sigma`` of the model at ``conditioning_sigma``, measured once."""
+        key = sigma, conditioning_sigma
+        if key not in self.known:
             source = generator(self.images.device, self.seed, "calibration", repr(sigma))
-            self.known[sigma, told] = calibrate(self.model, self.images[: self.effort.calibration], sigma=sigma, told=told,
-                                                batch=self.effort.samples, precision=self.precision, generator=source)
-        return self.known[sigma, told]
+            self.known[key] = calibrate(self.model, self.images[: self.effort.calibration], sigma=sigma,
+                                        conditioning_sigma=conditioning_sigma, batch=self.effort.samples,
+                                        precision=self.precision, generator=source)
+        return self.known[key]
 
     def beginning(self, path: Path, sampler: Bound) -> Calibration | None:
         """The guidance at the start of a sampler that knows one level only."""
-        told = {record.sigma for record in path.records}
-        return self.calibrate(start_of(sampler), told=told.pop()) if len(told) == 1 and "start" in sampler.keywords else None
+        levels = {record.sigma for record in path.records}
+        if len(levels) != 1 or "start" not in sampler.keywords:
+            return None
+        return self.calibrate(start_of(sampler), conditioning_sigma=levels.pop())
 
-    def bends(self, path: Path) -> Iterator[Bend]:
+    def curvatures(self, path: Path) -> Iterator[CurvatureAt]:
         """Curvature at the kept states, and at held-out images noised to the same levels."""
         source = generator(self.images.device, self.seed, "curvature")
         measured: set[float] = set()
@@ -174,13 +177,13 @@ class Doctor:
             few = slice(0, self.effort.curvature)
             farthest = torch.cat([x.abs().flatten(1).amax(1).argmax()[None], torch.arange(len(x), device=x.device)])[few]
             if not record.denoising and (found := self.curved(x[farthest], sigma, source)):
-                yield Bend(index=index, curvature=found, step_size=a, on_path=True)
+                yield CurvatureAt(index=index, curvature=found, step_size=a, on_path=True)
             if sigma not in measured:
                 measured.add(sigma)
                 clean = self.images[few]
                 noise = torch.randn(clean.shape, generator=source, device=clean.device, dtype=clean.dtype)
                 if found := self.curved(clean + sigma * noise, sigma, source):
-                    yield Bend(index=index, curvature=found, step_size=a, on_path=False)
+                    yield CurvatureAt(index=index, curvature=found, step_size=a, on_path=False)
         self.tell("curvature", len(path.states), len(path.states))
 
     def curved(self, x: Tensor, sigma: float, source: torch.Generator) -> Curvature | None:
@@ -202,6 +205,6 @@ def notes(facts: Facts) -> Iterator[str]:
     if facts.by_chance > FAR:
         yield (f"so few samples say little: of as many of the data's own images, one draw in twenty lies {facts.by_chance:.2g} "
                "or farther from the data's statistics; raise effort.samples")
-    asymmetry = max((bend.curvature.asymmetry for bend in facts.bends), default=0.0)
+    asymmetry = max((at.curvature.asymmetry for at in facts.curvatures), default=0.0)
     if asymmetry > 0:
         yield f"the score is no gradient: its Jacobian's asymmetry is {asymmetry:.2g}, and curvatures are of its symmetric part"

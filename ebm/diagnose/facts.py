@@ -8,9 +8,9 @@ from statistics import median
 from ebm.diagnose.calibration import Calibration, trusted_range
 from ebm.diagnose.curvature import Curvature
 from ebm.diagnose.ladder import Ladder
-from ebm.diagnose.plan import Bound, Trial
 from ebm.diagnose.record import Path, StepRecord, langevin_moves
 from ebm.diagnose.reference import Reference
+from ebm.diagnose.trial import Bound, Trial
 
 Number = float | int | None
 
@@ -25,7 +25,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bend:
+class CurvatureAt:
     """A curvature, and the step size used where it was measured."""
 
     index: int
@@ -47,10 +47,10 @@ class Facts:
     reference: Reference
     by_chance: float  # how far from the data's statistics chance alone takes as many images of the data itself
     calibrations: tuple[Calibration, ...]
-    beginning: Calibration | None  # at the start's noise, told the sampler's only level
+    beginning: Calibration | None  # at the start's noise, by the score at the sampler's only level
     path: Path
     ladder: Ladder
-    bends: tuple[Bend, ...]
+    curvatures: tuple[CurvatureAt, ...]
     trial: Trial
 
     @property
@@ -69,9 +69,9 @@ class Facts:
         return self.single and (self.temperature or 0.0) < 0.1
 
     @property
-    def met(self) -> tuple[Bend, ...]:
-        """Those that a cured sampler will meet: at noised images, and on the path as long as that is stable there."""
-        return tuple(bend for bend in self.sane if not bend.on_path or bend.stiffness < 2)
+    def ahead(self) -> tuple[CurvatureAt, ...]:
+        """Those that a repaired sampler will encounter: at noised images, and on the stable part of the path."""
+        return tuple(at for at in self.plausible if not at.on_path or at.stiffness < 2)
 
     @property
     def tested(self) -> bool:
@@ -79,17 +79,17 @@ class Facts:
         return any(record.acceptance is not None for record in self.moves)
 
     @property
-    def sharpest(self) -> Bend | None:
+    def sharpest(self) -> CurvatureAt | None:
         """Where a·L is greatest."""
-        return max(self.sane, key=lambda bend: bend.stiffness, default=None)
+        return max(self.plausible, key=lambda at: at.stiffness, default=None)
 
     @property
-    def sane(self) -> tuple[Bend, ...]:
+    def plausible(self) -> tuple[CurvatureAt, ...]:
         """Those measured where images can be: not where a state has already exploded."""
         start = float(self.path.start.square().mean())
         rms = {record.index: record.rms for record in self.path.records}
-        return tuple(bend for bend in self.bends if not bend.on_path or rms[bend.index] ** 2
-                     <= 9 * max(start, self.reference.scatter + bend.curvature.sigma**2)) or self.bends
+        return tuple(at for at in self.curvatures if not at.on_path or rms[at.index] ** 2
+                     <= 9 * max(start, self.reference.scatter + at.curvature.sigma**2)) or self.curvatures
 
     @property
     def temperature(self) -> float | None:
@@ -101,7 +101,7 @@ class Facts:
         """Σ a·λ of a single level, λ the mean curvature trace/D: e-folds in which a typical direction forgets its start."""
         if not self.single:
             return None
-        means = [[bend.curvature.mean for bend in self.bends if bend.on_path is here] for here in (True, False)]
+        means = [[at.curvature.mean for at in self.curvatures if at.on_path is here] for here in (True, False)]
         typical = max((median(values) for values in means if values), default=0.0)  # the benefit of the doubt
         return max(0.0, typical) * sum(record.step_size or 0.0 for record in self.moves)
 

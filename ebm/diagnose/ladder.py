@@ -1,4 +1,5 @@
-"""A sampler's plan without a model: how noise follows the levels it walks, and how much neighbouring levels overlap."""
+"""What a sampler's schedule alone does to noise, without a model: how well noise follows its levels, and how much
+neighbouring levels overlap."""
 from __future__ import annotations
 
 import math
@@ -32,8 +33,8 @@ def _normal(value: float) -> float:
     return 0.5 * math.erfc(-value / math.sqrt(2))
 
 
-def ladder(records: Sequence[StepRecord], *, start: float, dimensions: int, clean: bool) -> Ladder:
-    """The plan of the records' moves from noise of standard deviation ``start``; ``clean`` where it ends at σ = 0.
+def ladder(records: Sequence[StepRecord], *, start: float, dimensions: int) -> Ladder:
+    """What the records' moves do to noise of standard deviation ``start``.
 
     Exact for images whose own variance is small against σ² (Song & Ermon 2020, proposition 3).
     """
@@ -42,7 +43,7 @@ def ladder(records: Sequence[StepRecord], *, start: float, dimensions: int, clea
     for record, after in zip(records, [*records[1:], None], strict=True):
         carried.append((record.sigma, math.sqrt(variance)))
         if record.step_size is None:  # an ODE's solver carries noise from level to level as it is
-            variance *= (after.sigma / record.sigma) ** 2 if after else (0.0 if clean else 1.0)
+            variance *= (after.sigma / record.sigma) ** 2 if after else 0.0  # its last move ends at σ = 0
             continue
         pull = record.step_size / record.sigma**2 * (1.0 if record.acceptance is None else record.acceptance)
         noise = record.noise_size**2 * (1.0 if record.acceptance is None else record.acceptance)

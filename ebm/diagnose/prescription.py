@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ebm.diagnose.facts import Facts, Finding
-from ebm.diagnose.plan import Bound, attempt, changed
+from ebm.diagnose.trial import Bound, changed, try_on_twin
 from ebm.samplers.annealed import annealed_langevin
 from ebm.schedule import LogUniform
 
@@ -81,7 +81,7 @@ def _repaired(facts: Facts, names: set[str], *, seed: int) -> Cure | None:
             if "blind" in names and facts.trial.sound:  # with a true score it needs no cure: the score does
                 return None
             continue
-        trial = attempt(cure.sampler, facts.reference, seed=seed)
+        trial = try_on_twin(cure.sampler, facts.reference, seed=seed)
         if trial.sound:
             return dataclasses.replace(cure, whole=True)
         off = max(abs(value) for value in trial.off)
@@ -128,7 +128,7 @@ def _ladders(facts: Facts, names: set[str]) -> Iterator[dict[str, object]]:
 def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
     """Candidates for a ladder's step size: as it is where it is stable, and the greatest that is safe."""
     settings = facts.sampler.keywords
-    safe = STIFFNESS / max([1.0, *(bend.curvature.largest * bend.curvature.sigma**2 for bend in facts.met)])
+    safe = STIFFNESS / max([1.0, *(at.curvature.largest * at.curvature.sigma**2 for at in facts.ahead)])
     large = bool(names & {"diverging", "noise-dominated"})
     if "step_scale" in settings and facts.tested:
         return [{"step_scale": settings["step_scale"] / 2**halvings} if halvings else {} for halvings in range(8)] + [
@@ -161,7 +161,7 @@ def _covers(facts: Facts) -> bool:
 def _single_level(facts: Facts, names: set[str]) -> Iterator[Cure]:
     """A safe step with more and more of them; where noise is left, or is missing as in a descent, a ladder that ends clean."""
     settings = facts.sampler.keywords
-    largest = max([1e-12, *(bend.curvature.largest for bend in facts.met or facts.sane)])
+    largest = max([1e-12, *(at.curvature.largest for at in facts.ahead or facts.plausible)])
     bad = bool(names & {"diverging", "noise-dominated", "frozen", "not mixed"})
     a = STIFFNESS / largest if bad else settings["step_size"]
     if "diverging" in names:

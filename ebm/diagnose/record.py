@@ -21,8 +21,8 @@ class StepRecord:
     before it, and of the last x."""
 
     index: int
-    sigma: float  # told to the score
-    lies_at: float  # where the move ends
+    sigma: float  # at which the score was asked
+    sigma_after: float  # where the move ends
     step_size: float | None  # a
     noise_size: float  # b
     drift: float  # RMS of the deterministic part, ‖a s‖/√D
@@ -40,7 +40,7 @@ class StepRecord:
     @property
     def denoising(self) -> bool:
         """Whether it is the last move to the mean of the clean image: a = σ² and no noise."""
-        return self.step_size is not None and self.lies_at == 0
+        return self.step_size is not None and self.sigma_after == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Path:
     start: Tensor  # (B, C, H, W)
     final: Tensor
     records: tuple[StepRecord, ...]
-    states: tuple[tuple[int, float, Tensor], ...]  # (step, σ told there, the state that lies at it)
+    states: tuple[tuple[int, float, Tensor], ...]  # (step, σ asked there, the state that lies at it)
     broken: int | None  # step after which x was not finite any more
 
 
@@ -68,21 +68,21 @@ def follow(
         if not bool(step.x.isfinite().all()):
             broken = step.index
             break
-        before, left, x, sigma = x, sigma, step.x, step.lies_at
+        before, left, x, sigma = x, sigma, step.x, step.sigma_after
         # A move that changes the level is seen before it, where the score was asked.
-        stays = step.lies_at == step.sigma or step.index == step.total - 1
+        stays = step.sigma_after == step.sigma or step.index == step.total - 1
         seen, level = (x, sigma) if stays else (before, left)
-        told = level or step.sigma  # no model knows σ = 0
+        asked = level or step.sigma  # no model knows σ = 0
         drifted += step.drift
         acceptance = None if step.acceptance is None else float(step.acceptance.mean())
         variance += step.noise_size**2 * (1.0 if acceptance is None else acceptance)
         look = step.index % max(1, math.ceil(step.total / states)) == 0 or step.index == step.total - 1
         read = energy is not None and (step.index % math.ceil(step.total / 100) == 0 or look)
         records.append(_record(step, seen, start, drifted, variance, level=level, acceptance=acceptance, reference=reference,
-                               clamp=clamp, energy=float(energy(seen, told).mean()) if energy is not None and read else None))
+                               clamp=clamp, energy=float(energy(seen, asked).mean()) if energy is not None and read else None))
         if look:
-            kept.append((step.index, told, seen.detach()))
-        latest.append((step.index, told, seen.detach()))
+            kept.append((step.index, asked, seen.detach()))
+        latest.append((step.index, asked, seen.detach()))
         yield records[-1]
     for state in [*latest] if broken is not None else [*latest][-1:]:
         if state[0] > kept[-1][0]:
@@ -94,7 +94,7 @@ def _record(step: Step, seen: Tensor, start: Tensor, drifted: Tensor, variance: 
             acceptance: float | None, reference: Reference, clamp: float | None, energy: float | None) -> StepRecord:
     a, b = step.step_size, step.noise_size
     return StepRecord(
-        index=step.index, sigma=step.sigma, lies_at=step.lies_at, step_size=a, noise_size=b, drift=_rms(step.drift),
+        index=step.index, sigma=step.sigma, sigma_after=step.sigma_after, step_size=a, noise_size=b, drift=_rms(step.drift),
         temperature=None if a is None else b**2 / (2 * a), drift_total=_rms(drifted), noise_total=math.sqrt(variance),
         moved=_rms(step.x - start), rms=_rms(step.x),
         clamped=0.0 if clamp is None else float((step.x.abs() >= clamp).float().mean()),

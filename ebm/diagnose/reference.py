@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ebm.model import per_image
+
 DRAWS = 200  # of real images, to see how far chance alone takes them from their own statistics
 
 
@@ -94,7 +96,7 @@ class Twin:
 
     def variance(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Of each pixel at ``sigma`` (B,), (B, 1, 1, bands)."""
-        return x.new_tensor(self.deviations).square() + sigma.to(x)[:, None, None, None].square()
+        return x.new_tensor(self.deviations).square() + per_image(sigma.to(x)).square()
 
     def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
         """−log p up to a function of σ, (B, 1, rows, bands), (B,) -> (B,)."""

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from ebm.diagnose.calibration import GREY
 from ebm.diagnose.facts import Facts, Finding, Number
-from ebm.diagnose.plan import FAR
+from ebm.diagnose.trial import FAR
 
 
 def diverging(facts: Facts) -> Finding | None:
     """Steps above 2/L, a state that is not finite, or most pixels at the clamp."""
-    bend, path = facts.sharpest, facts.path
-    stiff = bend is not None and not facts.tested and bend.stiffness > 2
+    at, path = facts.sharpest, facts.path
+    stiff = at is not None and not facts.tested and at.stiffness > 2
     clamped = path.records[-1].clamped if path.records else 0.0
     if not stiff and path.broken is None and clamped <= 0.5:
         return None
@@ -20,13 +20,13 @@ def diverging(facts: Facts) -> Finding | None:
     words = f"{clamped:.0%} of the pixels lie at the clamp" if clamped > 0.5 else ""
     if path.broken is not None:
         words = f"x was not finite after step {path.broken}"
-    if bend is not None:
-        numbers |= {"largest_curvature": bend.curvature.largest, "step_size": bend.step_size, "a_times_L": bend.stiffness,
-                    "stable_below": 2 / bend.curvature.largest if bend.curvature.largest > 0 else None}
+    if at is not None:
+        numbers |= {"largest_curvature": at.curvature.largest, "step_size": at.step_size, "a_times_L": at.stiffness,
+                    "stable_below": 2 / at.curvature.largest if at.curvature.largest > 0 else None}
         if stiff:
-            words += (f"{'; ' if words else ''}the step {bend.step_size:.3g} is {bend.stiffness / 2:.3g} times the largest "
-                      f"stable one, 2/L = {2 / bend.curvature.largest:.3g}, with L = {bend.curvature.largest:.3g} at step "
-                      f"{bend.index}")
+            words += (f"{'; ' if words else ''}the step {at.step_size:.3g} is {at.stiffness / 2:.3g} times the largest "
+                      f"stable one, 2/L = {2 / at.curvature.largest:.3g}, with L = {at.curvature.largest:.3g} at step "
+                      f"{at.index}")
         if growth := _growth(facts):
             numbers["curvature_grew"] = growth
             words += f"; the curvature grew {growth:.3g}-fold along the path"
@@ -35,10 +35,10 @@ def diverging(facts: Facts) -> Finding | None:
 
 def _growth(facts: Facts) -> float | None:
     """How much sharper the path became, where it began stable and did not end so."""
-    here = [bend for bend in facts.sane if bend.on_path]
-    if not here or here[0].stiffness > 2 or max(bend.stiffness for bend in here) <= 2 or here[0].curvature.largest <= 0:
+    here = [at for at in facts.plausible if at.on_path]
+    if not here or here[0].stiffness > 2 or max(at.stiffness for at in here) <= 2 or here[0].curvature.largest <= 0:
         return None
-    return max(bend.curvature.largest for bend in here) / here[0].curvature.largest
+    return max(at.curvature.largest for at in here) / here[0].curvature.largest
 
 
 def noise_dominated(facts: Facts) -> Finding | None:

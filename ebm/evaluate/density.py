@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ebm.energy import Energy
 from ebm.evaluate.likelihood import Array
+from ebm.model import per_image, sigma_of
 from ebm.randomness import normal_like, uniform
-from ebm.samplers.langevin import sigma_of
 from ebm.schedule import LogUniform
 
 
@@ -47,7 +47,7 @@ def gaps(
         sigma = LogUniform(sigma_min=sigma_min, sigma_max=sigma_max).sigma(u)
         n = normal_like(x, generators)
         with torch.autocast(x.device.type, enabled=False):
-            _, slope = model.score_and_slope(x + sigma[:, None, None, None] * n, sigma)
+            _, slope = model.score_and_slope(x + per_image(sigma) * n, sigma)
         found.append(_array(slope - (1 - n.square()).flatten(1).sum(1)))
     return np.stack(found, 1)
 

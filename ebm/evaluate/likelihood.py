@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ebm.accepted import positive
 from ebm.data.quantum import QUANTUM
+from ebm.model import ScoreModel, sigma_of
 from ebm.randomness import generator
-from ebm.samplers.langevin import sigma_of
-from ebm.samplers.step import ScoreModel
 from ebm.schedule import LogUniform
 
 Array = NDArray[np.float64]

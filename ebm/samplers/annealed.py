@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ebm.accepted import positive, whole
+from ebm.model import ScoreModel
 from ebm.samplers.langevin import Move, one_generator_each, walk
-from ebm.samplers.step import ScoreModel, Step
+from ebm.samplers.step import Step
 from ebm.schedule import NoiseSchedule
 
 
@@ -67,7 +68,7 @@ def predictor_corrector(
     moves = []
     for sigma, after in pairwise(levels):
         variance = sigma**2 - after**2  # that the reversed diffusion takes away: a = b² = σ² − σ_after² (eq. 46)
-        moves.append(Move(sigma, variance, math.sqrt(variance), lies_at=after))
+        moves.append(Move(sigma, variance, math.sqrt(variance), sigma_after=after))
         moves += [langevin_move(after, 2 * (signal_to_noise * after) ** 2)] * corrector_steps
     if denoise:
         moves.append(denoising_move(levels[-1]))
@@ -76,9 +77,9 @@ def predictor_corrector(
 
 def langevin_move(sigma: float, step_size: float) -> Move:
     """The unadjusted Langevin move of size a at level σ, whose noise is √(2a)."""
-    return Move(sigma, step_size, math.sqrt(2 * step_size), lies_at=sigma)
+    return Move(sigma, step_size, math.sqrt(2 * step_size), sigma_after=sigma)
 
 
 def denoising_move(sigma: float) -> Move:
     """The noiseless move to the posterior mean x + σ² s of the clean image (Tweedie's formula; Robbins 1956)."""
-    return Move(sigma, sigma**2, 0.0, lies_at=0.0)
+    return Move(sigma, sigma**2, 0.0, sigma_after=0.0)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ebm.accepted import positive, whole
+from ebm.model import ScoreModel, score_at
 from ebm.randomness import normal_like
-from ebm.samplers.step import ScoreModel, Step
+from ebm.samplers.step import Step
 
 
 class Move(NamedTuple):
@@ -19,7 +20,7 @@ class Move(NamedTuple):
     sigma: float
     step_size: float  # a
     noise_size: float  # b
-    lies_at: float  # σ of x after the move
+    sigma_after: float  # σ of x after the move
 
 
 def langevin(
@@ -48,7 +49,7 @@ def langevin(
     if clamp is not None:
         positive(clamp=clamp)
     one_generator_each(noise, generators)
-    moves = [Move(sigma, step_size, noise_size, lies_at=sigma)] * steps
+    moves = [Move(sigma, step_size, noise_size, sigma_after=sigma)] * steps
     return walk(model, start * noise, moves=moves, clamp=clamp, generators=generators)
 
 
@@ -90,7 +91,7 @@ def walk(
     generators: Sequence[torch.Generator],
 ) -> Iterator[Step]:
     """Makes the planned moves from x, (B, C, H, W), yielding a Step after each."""
-    for index, (sigma, step_size, noise_size, lies_at) in enumerate(moves):
+    for index, (sigma, step_size, noise_size, sigma_after) in enumerate(moves):
         drift = step_size * score_at(model, x, sigma=sigma)
         x = noised(x + drift, size=noise_size, generators=generators)
         if clamp is not None:
@@ -100,21 +101,11 @@ def walk(
             index=index,
             total=len(moves),
             sigma=sigma,
-            lies_at=lies_at,
+            sigma_after=sigma_after,
             drift=drift,
             noise_size=noise_size,
             step_size=step_size,
         )
-
-
-def score_at(model: ScoreModel, x: Tensor, *, sigma: float) -> Tensor:
-    """The score of the whole batch at one noise level, (B, C, H, W)."""
-    return model.score(x, sigma_of(x, sigma=sigma))
-
-
-def sigma_of(x: Tensor, *, sigma: float) -> Tensor:
-    """One noise level repeated for each image of x, (B,)."""
-    return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
 
 
 def noised(x: Tensor, *, size: float, generators: Sequence[torch.Generator]) -> Tensor:

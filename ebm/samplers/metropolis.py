@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ebm.accepted import positive, whole
+from ebm.model import EnergyModel, score_at, sigma_of, with_energy
 from ebm.randomness import normal_like, uniform
-from ebm.samplers.langevin import one_generator_each, score_at, sigma_of
-from ebm.samplers.step import EnergyModel, Step, with_energy
+from ebm.samplers.langevin import one_generator_each
+from ebm.samplers.step import Step
 from ebm.schedule import NoiseSchedule
 
 
@@ -83,7 +84,7 @@ def _metropolis_annealed(
                 index=index,
                 total=total,
                 sigma=sigma,
-                lies_at=sigma,
+                sigma_after=sigma,
                 drift=_where(accepted, drift, torch.zeros_like(drift)),
                 noise_size=math.sqrt(2 * a),
                 step_size=a,
@@ -94,7 +95,7 @@ def _metropolis_annealed(
     if denoise:
         a = sigma**2
         drift = a * state.score
-        yield Step(x=x + drift, index=index, total=total, sigma=sigma, lies_at=0.0, drift=drift,
+        yield Step(x=x + drift, index=index, total=total, sigma=sigma, sigma_after=0.0, drift=drift,
                    noise_size=0.0, step_size=a)
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ebm.accepted import positive, whole
-from ebm.samplers.langevin import noised, one_generator_each, score_at
-from ebm.samplers.step import ScoreModel, Step
+from ebm.model import ScoreModel, score_at
+from ebm.samplers.langevin import noised, one_generator_each
+from ebm.samplers.step import Step
 from ebm.schedule import NoiseSchedule
 
 
@@ -65,7 +66,7 @@ def _heun(
             slope = (slope - after * score_at(model, ahead, sigma=after)) / 2
         drift = (after - sigma) * slope
         x = x + drift
-        yield Step(x=x, index=index, total=len(levels), sigma=sigma, lies_at=after, drift=drift,
+        yield Step(x=x, index=index, total=len(levels), sigma=sigma, sigma_after=after, drift=drift,
                    noise_size=noise_size)
 
 
@@ -101,7 +102,7 @@ def _dpm_solver_pp_2m(model: ScoreModel, noise: Tensor, *, levels: Sequence[floa
             before = length, denoised
         drift = (1 - after / sigma) * (target - x)  # from σ to 0 the step is infinite in λ, hence first order
         x = x + drift
-        yield Step(x=x, index=index, total=len(levels), sigma=sigma, lies_at=after, drift=drift, noise_size=0.0)
+        yield Step(x=x, index=index, total=len(levels), sigma=sigma, sigma_after=after, drift=drift, noise_size=0.0)
 
 
 def _levels(grid: NoiseSchedule, steps: int) -> list[float]:

@@ -14,8 +14,8 @@ from ebm.data.quantum import dequantised
 from ebm.diagnose.calibration import calibrate
 from ebm.diagnose.training import USEFUL, unguided
 from ebm.energy import Energy
+from ebm.model import ScoreModel, sigma_of
 from ebm.randomness import generator
-from ebm.samplers.step import ScoreModel
 from ebm.sampling import batches_of
 from ebm.train.metrics import Metrics, read
 from ebm.train.trainer import Trainer
@@ -68,7 +68,7 @@ class Calibrated:
         images = self.dataset.images(self.dataset.some(self.count), device=device)
         for sigma in sorted(set(trainer.schedule.grid(self.levels).tolist())):
             model: ScoreModel = trainer.averages[0].model  # type: ignore[assignment]
-            row = calibrate(model, images, sigma=sigma, told=sigma, batch=self.count,
+            row = calibrate(model, images, sigma=sigma, conditioning_sigma=sigma, batch=self.count,
                             precision=trainer.precision, generator=generator(device, self.seed, "calibration", repr(sigma)))
             gains.append(row.gain)
             self.metrics.write("calibration", step=trainer.step, images=trainer.images, sigma=sigma, explained=row.explained,
@@ -112,6 +112,6 @@ class Energies:
         images = {"data": self.dataset.images(self.dataset.some(count), device=device), "noise": model.sigma_data * noise,
                   "samples": samples[:count].to(device)}
         for name, x in images.items():
-            energy = torch.cat([model.energy(part, part.new_full((len(part),), level)) for part in x.split(self.batch)])
+            energy = torch.cat([model.energy(part, sigma_of(part, sigma=level)) for part in x.split(self.batch)])
             self.metrics.write("energy", step=trainer.step, images=trainer.images, at=name, sigma=level,
                                mean=float(energy.mean()), std=float(energy.std(correction=0)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ebm.diagnose.doctor import Diagnosis
 from ebm.diagnose.facts import Finding
-from ebm.diagnose.plan import start_of
+from ebm.diagnose.trial import start_of
 from ebm.files import write_atomically
 
 
@@ -33,9 +33,9 @@ def part(diagnosis: Diagnosis) -> dict[str, Any]:
             "words": cure.words, "overrides": cure.overrides if cure.sampler else [], "training": list(cure.training)},
         "trusted": list(trusted) if trusted else None,
         "calibration": [{**dataclasses.asdict(c), "gain": c.gain, "trusted": c.trusted} for c in facts.calibrations],
-        "curvature": [{"step": bend.index, "on_path": bend.on_path, "step_size": bend.step_size, "a_times_L": bend.stiffness,
-                       "stable_below": 2 / bend.curvature.largest if bend.curvature.largest > 0 else None,
-                       **dataclasses.asdict(bend.curvature)} for bend in facts.bends],
+        "curvature": [{"step": at.index, "on_path": at.on_path, "step_size": at.step_size, "a_times_L": at.stiffness,
+                       "stable_below": 2 / at.curvature.largest if at.curvature.largest > 0 else None,
+                       **dataclasses.asdict(at.curvature)} for at in facts.curvatures],
         "relaxation": facts.relaxation,
         "ladder": dataclasses.asdict(facts.ladder),
         "twin": {"off": list(facts.trial.off), "sound": facts.trial.sound},

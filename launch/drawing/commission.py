@@ -16,8 +16,9 @@ from ebm.composition import Composed
 from ebm.constraint import Constraint, Measurement, agreeing
 from ebm.data import to_uint8
 from ebm.denoising import denoising
+from ebm.model import ScoreModel
 from ebm.randomness import generator
-from ebm.samplers.step import ScoreModel, Step
+from ebm.samplers.step import Step
 from ebm.sampling import trajectory
 from launch.drawing.artist import Artist
 from launch.drawing.before_after import PAPER, before_after, psnr

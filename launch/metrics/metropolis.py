@@ -13,10 +13,10 @@ from ebm.accepted import positive, whole
 from ebm.data import to_float, to_uint8
 from ebm.diagnose.reference import Reference
 from ebm.evaluate.acceptance import gains, walked
+from ebm.model import with_energy
 from ebm.randomness import generator
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
-from ebm.samplers.step import with_energy
 from ebm.sampling import Sampler, trajectory
 from ebm.schedule import NoiseSchedule
 from launch.drawing.artist import Passes

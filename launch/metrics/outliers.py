@@ -15,8 +15,8 @@ from ebm.accepted import whole
 from ebm.data import Dataset, to_float
 from ebm.evaluate.outlier_sets import MADE, STANDARD, found, standard
 from ebm.evaluate.outliers import Array, Typical, auroc, auroc_stderr, fpr95, readings
+from ebm.model import has_energy
 from ebm.randomness import generator
-from ebm.samplers.step import has_energy
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.config.build import build, naming
 from launch.metrics.chart import charting, png

@@ -48,7 +48,7 @@ class Trial:
 
 
 @torch.no_grad()
-def attempt(sampler: Bound, reference: Reference, *, seed: int) -> Trial:
+def try_on_twin(sampler: Bound, reference: Reference, *, seed: int) -> Trial:
     """Runs ``sampler`` on the reference's twin; the cost doesn't depend on the model."""
     twin = Twin(deviations=tuple(math.sqrt(variance) for variance in reference.variances))
     generators = image_generators("cpu", seed, range(IMAGES))
@@ -65,7 +65,7 @@ def attempt(sampler: Bound, reference: Reference, *, seed: int) -> Trial:
     return Trial(
         off=tuple(_log(one, goal) for one, goal in zip(reached, goals, strict=True)),
         lost=distance_between(goals, twin.deviations, reference.sizes) if records[-1].denoising else 0.0,
-        ladder=ladder(records, start=start_of(sampler), dimensions=reference.dimensions, clean=records[-1].step_size is None),
+        ladder=ladder(records, start=start_of(sampler), dimensions=reference.dimensions),
         acceptance=sum(moves) / len(moves) if moves else None,
     )
 
@@ -111,7 +111,7 @@ def _light(step: Step) -> StepRecord:
     """A record of the move alone."""
     a, b, none = step.step_size, step.noise_size, math.nan
     return StepRecord(
-        index=step.index, sigma=step.sigma, lies_at=step.lies_at, step_size=a, noise_size=b, drift=none,
+        index=step.index, sigma=step.sigma, sigma_after=step.sigma_after, step_size=a, noise_size=b, drift=none,
         temperature=None if a is None else b**2 / (2 * a), drift_total=none, noise_total=none, moved=none, rms=none,
         clamped=0.0, energy=None, distance=none, noise=none,
         acceptance=None if step.acceptance is None else float(step.acceptance.mean()))
