@@ -25,7 +25,7 @@ class NoiseSchedule(ABC):
         u = (place + torch.rand(count, generator=generator, device=device)) / count
         return self.sigma(u)
 
-    def grid(self, steps: int) -> Tensor:
+    def sigmas(self, steps: int) -> Tensor:
         """Levels that a sampler visits, (steps,), from the largest down to the smallest, float64 on the CPU.
 
         Raises ValueError if ``steps`` is below 1.
@@ -76,9 +76,9 @@ class Geometric(Range):
         rung = (u * self.levels).floor().clamp(max=self.levels - 1)
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** (rung / (self.levels - 1))
 
-    def grid(self, steps: int) -> Tensor:
+    def sigmas(self, steps: int) -> Tensor:
         """The ladder's own ratio law at any number of steps; ``steps=levels`` visits the trained rungs exactly."""
-        return LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max).grid(steps)
+        return LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max).sigmas(steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,9 @@ class LogNormal(Range):
         sigma: Tensor = ln_sigma.exp().clamp(self.sigma_min, self.sigma_max).to(u.dtype)
         return sigma
 
-    def grid(self, steps: int) -> Tensor:
+    def sigmas(self, steps: int) -> Tensor:
         """As every schedule's, with both ends exact."""
-        levels = super().grid(steps)
+        levels = super().sigmas(steps)
         levels[-1], levels[0] = self.sigma_min, self.sigma_max  # in this order: a single step is at sigma_max
         return levels
 

@@ -117,7 +117,7 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     data = opened(cfg, "held_out") if cfg.held_out is not None else Dataset.open(config.data.test or config.data.train)
     if data.shape != artist.shape:
         raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
-    images = data.images(data.some(plain(cfg, "images", int, least=16)), device=world.device)
+    images = data.images(data.random_subset(plain(cfg, "images", int, least=16)), device=world.device)
     schedule: NoiseSchedule = build(config.schedule, key="schedule")
     ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # what training has seen enough of
     doctor = Doctor(model=artist.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),

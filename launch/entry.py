@@ -134,7 +134,7 @@ def checking(world: World | None = None) -> Iterator[None]:
     except (ValueError, OSError, OmegaConfBaseException) as error:
         fault = asked_for(error) or " ".join(str(error).split()) or repr(error)
     if world is not None:
-        fault = next(filter(None, world.everyone(fault)), "")
+        fault = next(filter(None, world.all_gather(fault)), "")
     if fault:
         refuse(fault, world=world)
 

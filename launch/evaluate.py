@@ -99,7 +99,7 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
     cfg = work.cfg
     stem = f"{name}-{label(work, metric)}-{digest(request(work, metric))[:8]}"
     path = Path(cfg.out) / f"{stem}.json"
-    if work.world.share(path.exists() and not cfg.again):
+    if work.world.broadcast_object(path.exists() and not cfg.again):
         if work.world.is_main:
             print(f"{name}: measured before: {path}", flush=True)
         return path
@@ -114,7 +114,7 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
         raise Refused(BAD_INPUT, str(error)) from error
     if metric.of_samples:
         work.samples()  # on every process, since the record tells of them
-    work.world.everyone(None)  # nobody reads what was put aside any more
+    work.world.barrier()  # nobody reads what was put aside any more
     if figures is not None and work.world.is_main:
         write(work, name, figures, of_samples=metric.of_samples)
         print(f"{name}: {words(figures.values)}\n  {path}", flush=True)

@@ -82,7 +82,7 @@ def step(point: dict[str, Any]) -> Record:
     measure = OmegaConf.load(CONFIGS / "diagnose.yaml")
     others = min(COMPARED, data.count // 3)  # real images that the statistics have not seen
     count = min(measure.images, data.count - others)
-    held_out = data.images(data.some(count + others), device=torch.device("cpu"))
+    held_out = data.images(data.random_subset(count + others), device=torch.device("cpu"))
     shown = images({"folder": str(folder)})[:COMPARED]
     x = to_float(torch.from_numpy(shown).permute(0, 3, 1, 2))
     reference = Reference.fit(held_out[:count], components=measure.effort.components)

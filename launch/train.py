@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> None:
             images = place(cfg, "data.train")
             limits = {name: setting(cfg, f"preflight.{name}") for name in ("disk_gb", "write_mb_s")}
             memory_gb = setting(cfg, "preflight.memory_gb")
-        cfg.precision = world.share(cfg.precision)  # of several kinds of node, one choice
+        cfg.precision = world.broadcast_object(cfg.precision)  # of several kinds of node, one choice
         with checking():  # it asks every process itself
             fit(world, memory_gb=memory_gb)
             readable(world, images)
@@ -74,7 +74,7 @@ def main(cfg: DictConfig) -> None:
         start.ended("preflight")
         with checking(world):
             path = begin(cfg, folder, stack, steps=trainer.budget.steps) if world.is_main else None
-        path = world.share(path)
+        path = world.broadcast_object(path)
         with checking(world):
             resume(trainer, folder, path)
         start.ended("checkpoint")
@@ -99,7 +99,7 @@ def main(cfg: DictConfig) -> None:
             if not done:
                 verdict("again")
                 mirror.end(how, code=code)
-        world.everyone(None)  # nobody leaves before rank 0 has done all that: the first to leave ends all
+        world.barrier()  # nobody leaves before rank 0 has done all that: the first to leave ends all
     if code:
         raise SystemExit(code)
 

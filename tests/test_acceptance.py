@@ -98,7 +98,7 @@ def test_levels_are_kept_apart() -> None:
                       step_scale=1.0, denoise=True, generators=generators)
     steps = list(sampler(law(pixels=4), noise))
     end = walked(iter(steps))
-    assert end.levels == tuple(LogUniform(sigma_min=0.05, sigma_max=2.0).grid(3).tolist())
+    assert end.levels == tuple(LogUniform(sigma_min=0.05, sigma_max=2.0).sigmas(3).tolist())
     tested = [step.acceptance for step in steps if step.acceptance is not None]
     assert_close(end.acceptance, torch.stack([(tested[i] + tested[i + 1]) / 2 for i in (0, 2, 4)], 1))
     noise, generators = start(50, 4, seed=3)

@@ -19,8 +19,8 @@ from torch import Tensor
 import ebm.data.loader
 from ebm.data import Dataset, to_float, to_uint8
 from ebm.data.beton import write_beton
-from ebm.data.order import batch_indices, share, steps_per_epoch
-from ebm.data.stream import ffcv_batches, guarded, through_ffcv
+from ebm.data.order import batch_indices, local_rows, steps_per_epoch
+from ebm.data.stream import ffcv_batches, guarded, uses_ffcv
 
 COUNT, BATCH = 50, 8  # 6 steps an epoch, 2 images left over
 needs_ffcv = [
@@ -40,19 +40,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def no_ffcv(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    through_ffcv.cache_clear()
+    uses_ffcv.cache_clear()
     for name in [name for name in sys.modules if name.split(".")[0] == "ffcv"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ffcv", None)
     yield
-    through_ffcv.cache_clear()
+    uses_ffcv.cache_clear()
 
 
 def take(dataset: Dataset, steps: int, *, start: int = 0, rank: int = 0, world: int = 1, resident: bool = False,
          flip: bool = True, loader: str = "auto") -> Tensor:
     """(steps, batch / world, 3, H, W)."""
     stream = dataset.batches(batch=BATCH, seed=3, start=start, rank=rank, world=world, device="cpu", flip=flip,
-                             resident_bytes=10**9 if resident else 0, workers=1, timeout=60, ffcv=through_ffcv(loader))
+                             resident_bytes=10**9 if resident else 0, workers=1, timeout=60, ffcv=uses_ffcv(loader))
     return torch.stack(list(islice(stream, steps)))
 
 
@@ -77,14 +77,14 @@ def test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own() -> None
 def test_shares_tile_the_batch() -> None:
     rows = list(range(12))
     for world in (1, 2, 3, 4, 6, 12):
-        assert [row for rank in range(world) for row in rows[share(12, rank, world)]] == rows
+        assert [row for rank in range(world) for row in rows[local_rows(12, rank, world)]] == rows
 
 
 def test_an_impossible_batch_is_refused_at_once(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match=r"^batch: 9 .*2 processes"):
-        share(9, 0, 2)
+        local_rows(9, 0, 2)
     with pytest.raises(ValueError, match=r"^rank: 2"):
-        share(8, 2, 2)
+        local_rows(8, 2, 2)
     for field, value in (("batch", COUNT + 1), ("batch", 0), ("start", -1), ("workers", 0)):
         options = {"batch": BATCH, "start": 0, "workers": 1, field: value}
         with pytest.raises(ValueError, match=f"^{field}: {value}"):
@@ -122,12 +122,12 @@ class TestWithoutFFCV:
 
     def test_who_asks_for_it_is_told_what_is_missing(self) -> None:
         with pytest.raises(ValueError, match=r"^loader: 'ffcv' is not accepted; FFCV cannot be imported.*libturbojpeg0-dev"):
-            through_ffcv("ffcv")
+            uses_ffcv("ffcv")
 
 
 def test_no_other_loader_is_accepted() -> None:
     with pytest.raises(ValueError, match=r"^loader: 'quick' is not accepted; choose auto, ffcv or plain$"):
-        through_ffcv("quick")
+        uses_ffcv("quick")
 
 
 class TestFFCV:
@@ -212,10 +212,10 @@ def test_pixels_go_in_and_out_unchanged() -> None:
 
 
 def test_some_images_are_from_all_over_a_file_that_is_sorted(dataset: Dataset) -> None:
-    every = dataset.some(COUNT)
+    every = dataset.random_subset(COUNT)
     assert sorted(every.tolist()) == list(range(COUNT))
-    assert dataset.some(20).tolist() == every[:20].tolist(), "fewer are the first of more"
-    assert {index // 10 for index in dataset.some(20).tolist()} == set(range(5))
+    assert dataset.random_subset(20).tolist() == every[:20].tolist(), "fewer are the first of more"
+    assert {index // 10 for index in dataset.random_subset(20).tolist()} == set(range(5))
 
 
 def test_held_out_images_are_the_source_s(dataset: Dataset) -> None:

@@ -95,7 +95,7 @@ def test_karras_grid_is_the_papers(rho: int) -> None:
     steps = 18
     # Karras et al. 2022, eq. 5, as printed
     truth = [(HIGH ** (1 / rho) + i / (steps - 1) * (LOW ** (1 / rho) - HIGH ** (1 / rho))) ** rho for i in range(steps)]
-    assert_close(Karras(**RANGE, rho=rho).grid(steps), torch.tensor(truth, dtype=torch.float64))
+    assert_close(Karras(**RANGE, rho=rho).sigmas(steps), torch.tensor(truth, dtype=torch.float64))
 
 
 def test_cosine_is_the_variance_preserving_cosine_law_with_time_uniform() -> None:
@@ -119,15 +119,15 @@ def test_ladder_is_drawn_on_its_rungs_equally_often() -> None:
 
 def test_ladder_grid_visits_the_rungs_it_was_trained_on() -> None:
     rungs = [LOW * (HIGH / LOW) ** (i / 9) for i in range(10)]
-    assert_close(LADDER.grid(10), torch.tensor(rungs[::-1], dtype=torch.float64))
+    assert_close(LADDER.sigmas(10), torch.tensor(rungs[::-1], dtype=torch.float64))
     assert_close(LADDER.sigma(u_grid(11)[:-1] + 0.05), torch.tensor(rungs, dtype=torch.float64))
-    assert len(set(LADDER.grid(25).tolist())) == 25
+    assert len(set(LADDER.sigmas(25).tolist())) == 25
 
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_grid_falls_from_the_greatest_level_to_the_least(name: str, steps: int) -> None:
-    grid = EVERY[name].grid(steps)
+    grid = EVERY[name].sigmas(steps)
     assert grid.shape == (steps,)
     assert grid.dtype == torch.float64
     assert all(before > after for before, after in pairwise(grid.tolist()))
@@ -138,7 +138,7 @@ def test_grid_falls_from_the_greatest_level_to_the_least(name: str, steps: int) 
 def test_single_level_is_all_there_is() -> None:
     schedule = Single(level=0.3)
     assert_close(drawn(schedule, 5), torch.full((5,), 0.3))
-    assert_close(schedule.grid(3), torch.full((3,), 0.3, dtype=torch.float64))
+    assert_close(schedule.sigmas(3), torch.full((3,), 0.3, dtype=torch.float64))
 
 
 WITH_RANGE: dict[str, Callable[..., NoiseSchedule]] = {
@@ -175,8 +175,8 @@ def test_bad_range_is_named(name: str, low: float, high: float, field: str) -> N
         (lambda: LogNormal(**RANGE, mean=0, std=-1), "std"),
         (lambda: Geometric(**RANGE, levels=1), "levels"),
         (lambda: Single(level=0), "level"),
-        (lambda: LADDER.grid(0), "steps"),
-        (lambda: Karras(**RANGE, rho=7).grid(0), "steps"),
+        (lambda: LADDER.sigmas(0), "steps"),
+        (lambda: Karras(**RANGE, rho=7).sigmas(0), "steps"),
     ],
 )
 def test_other_bad_values_are_named(make: Callable[[], object], field: str) -> None:

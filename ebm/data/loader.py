@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ebm.data.beton import Beton
 from ebm.data.manifest import Manifest
-from ebm.data.order import batch_indices, share, steps_per_epoch
+from ebm.data.order import batch_indices, local_rows, steps_per_epoch
 from ebm.data.stream import ffcv_batches, guarded, import_ffcv
 from ebm.randomness import generator
 
@@ -78,9 +78,9 @@ class Dataset:
         """The images at ``indices`` (n,) as they lie in the file, (n, 3, H, W) uint8 on the CPU."""
         return torch.from_numpy(self.beton.rows(indices)).permute(0, 3, 1, 2).contiguous()
 
-    def some(self, count: int) -> Tensor:
-        """Numbers of ``count`` images, always the same, (count,) int64: from all over the file, which may be sorted by
-        class, and so are the first few of them."""
+    def random_subset(self, count: int) -> Tensor:
+        """Indices of ``count`` images drawn at random, always the same, (count,) int64: a file may be sorted by class.
+        A smaller subset is the beginning of a larger one."""
         return torch.randperm(self.count, generator=generator("cpu", 0, "some"))[:count]
 
     @cached_property
@@ -98,7 +98,7 @@ class Dataset:
         FFCV with ``workers`` threads, or through a plain loop without ``ffcv``. Raises ValueError for a batch that does
         not fit, TimeoutError in place of a hang.
         """
-        rows = share(batch, rank, world)
+        rows = local_rows(batch, rank, world)
         steps_per_epoch(count=self.count, batch=batch)
         if start < 0:
             raise ValueError(f"start: {start!r} is not accepted; it must be a step from 0")

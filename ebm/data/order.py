@@ -31,7 +31,7 @@ def batch_indices(*, count: int, batch: int, seed: int, step: int) -> Tensor:
     return permutation(count, seed, epoch)[place * batch:(place + 1) * batch].clone()
 
 
-def share(batch: int, rank: int, world: int) -> slice:
+def local_rows(batch: int, rank: int, world: int) -> slice:
     """Rows of the global batch that belong to process ``rank`` of ``world``; raises ValueError if they don't divide."""
     if not 0 <= rank < world:
         raise ValueError(f"rank: {rank!r} is not accepted; it must be from 0 to {world - 1}")

@@ -27,7 +27,7 @@ class Source:
     images: Callable[[], Iterator[Pixels]]
 
 
-def digest(content: bytes) -> str:
+def short_digest(content: bytes) -> str:
     """Eight letters that change with the content, so that a source's name tells a changed source from the old one."""
     return hashlib.blake2b(content, digest_size=4).hexdigest()
 
@@ -56,7 +56,7 @@ def cifar10(root: str | Path, *, train: bool, download: bool) -> Source:
     return Source(name=f"cifar10 {'train' if train else 'test'}", count=50_000 if train else 10_000, images=images)
 
 
-def opened(file: Path) -> Image.Image:
+def open_picture(file: Path) -> Image.Image:
     """The file's picture as RGB, the way up that it says; raises ValueError, naming the file, if it cannot be read."""
     try:
         with Image.open(file) as image:
@@ -67,9 +67,9 @@ def opened(file: Path) -> Image.Image:
         raise ValueError(f"{file}: not a readable image ({error})") from error
 
 
-def square(file: Path, *, size: int) -> Pixels:
-    """The file's image as (size, size, 3), cut to its central square, resized only if needed; errors as `opened`."""
-    image = opened(file)
+def load_square(file: Path, *, size: int) -> Pixels:
+    """The file's image as (size, size, 3), cut to its central square, resized only if needed; errors as `open_picture`."""
+    image = open_picture(file)
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
     image = image.crop((left, top, left + edge, top + edge))
@@ -78,7 +78,7 @@ def square(file: Path, *, size: int) -> Pixels:
     return np.array(image)
 
 
-def pictures(path: Path) -> list[Path]:
+def picture_files(path: Path) -> list[Path]:
     """Every png, jpg, jpeg, webp and bmp file under ``path``, in the order of their paths.
 
     Pictures of other kinds are left out, with a warning that counts them. Raises FileNotFoundError where there is no such
@@ -99,17 +99,17 @@ def pictures(path: Path) -> list[Path]:
 
 
 def folder(path: str | Path, *, size: int) -> Source:
-    """The `pictures` under ``path`` as size x size RGB; transparency is dropped.
+    """The `picture_files` under ``path`` as size x size RGB; transparency is dropped.
 
-    Raises as `pictures` does, and ValueError if ``size`` is below 1; an unreadable file raises ValueError when reached.
+    Raises as `picture_files` does, and ValueError if ``size`` is below 1; an unreadable file raises ValueError when reached.
     """
     path = Path(path)
     if size < 1:
         raise ValueError(f"size: {size!r} is not accepted; it must be at least 1 pixel")
-    files = pictures(path)
+    files = picture_files(path)
     listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)
-    return Source(name=f"folder {path.resolve().name} at {size} pixels, listing {digest(listing.encode())}",
-                  count=len(files), images=lambda: (square(file, size=size) for file in files))
+    return Source(name=f"folder {path.resolve().name} at {size} pixels, listing {short_digest(listing.encode())}",
+                  count=len(files), images=lambda: (load_square(file, size=size) for file in files))
 
 
 def npz(path: str | Path, *, key: str) -> Source:
@@ -125,5 +125,5 @@ def npz(path: str | Path, *, key: str) -> Source:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
         raise ValueError(f"{path}: array {key!r} is {shape}; uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W) is accepted")
     images: Pixels = np.broadcast_to(array, (*array.shape[:3], 3))
-    return Source(name=f"npz {path.name}:{key}, content {digest(array.tobytes())}", count=len(images),
+    return Source(name=f"npz {path.name}:{key}, content {short_digest(array.tobytes())}", count=len(images),
                   images=lambda: iter(images))

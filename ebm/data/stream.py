@@ -22,9 +22,10 @@ CURE = ("`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturb
 
 
 @functools.cache  # so that it warns once
-def through_ffcv(loader: str) -> bool:
-    """Whether FFCV reads: "auto" warns where it can't be imported, "ffcv" raises ValueError there, "plain" does without."""
-    known(loader)
+def uses_ffcv(loader: str) -> bool:
+    """Whether images are read by FFCV: where it can't be imported "auto" warns and "ffcv" raises ValueError; "plain" does
+    without it."""
+    check_loader(loader)
     if loader == "plain":
         return False
     missing = import_ffcv()
@@ -36,8 +37,8 @@ def through_ffcv(loader: str) -> bool:
     return not missing
 
 
-def known(loader: str) -> None:
-    """Raises ValueError for a loader that is none."""
+def check_loader(loader: str) -> None:
+    """Raises ValueError unless it is auto, ffcv or plain."""
     if loader not in ("auto", "ffcv", "plain"):
         raise ValueError(f"loader: {loader!r} is not accepted; choose auto, ffcv or plain")
 

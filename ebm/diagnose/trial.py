@@ -94,7 +94,7 @@ def aimed_at(records: list[StepRecord], deviations: tuple[float, ...]) -> list[f
 def start_of(sampler: Bound) -> float:
     """Standard deviation of the noise that a sampler starts from."""
     settings = sampler.keywords
-    return float(settings["start"] if "start" in settings else settings["grid"].grid(settings["steps"])[0])
+    return float(settings["start"] if "start" in settings else settings["grid"].sigmas(settings["steps"])[0])
 
 
 def changed(sampler: Bound, changes: Mapping[str, object]) -> Bound:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ebm.data.beton import Beton
 from ebm.data.shapes import shapes as embedded
-from ebm.data.sources import npz, opened, pictures
+from ebm.data.sources import npz, open_picture, picture_files
 from ebm.randomness import generator, seed_of
 
 Shape = tuple[int, int, int]
@@ -109,9 +109,9 @@ def found(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
         wanted = {*torch.randperm(images.count, generator=source)[:count].tolist()}
         return torch.stack([fitted(Image.fromarray(np.asarray(one)), shape)
                             for i, one in enumerate(images.images()) if i in wanted])
-    files = pictures(path)
+    files = picture_files(path)
     chosen = torch.randperm(len(files), generator=source)[:count].sort().values
-    return torch.stack([fitted(opened(files[i]), shape) for i in chosen.tolist()])
+    return torch.stack([fitted(open_picture(files[i]), shape) for i in chosen.tolist()])
 
 
 def fitted(image: Image.Image, shape: Shape) -> Tensor:

@@ -35,7 +35,7 @@ def annealed_langevin(
     whole(1, steps=steps, steps_per_level=steps_per_level)
     positive(step_scale=step_scale)
     one_generator_each(noise, generators)
-    levels = grid.grid(steps).tolist()
+    levels = grid.sigmas(steps).tolist()
     moves = [langevin_move(sigma, step_scale * sigma**2) for sigma in levels for _ in range(steps_per_level)]
     if denoise:
         moves.append(denoising_move(levels[-1]))
@@ -64,7 +64,7 @@ def predictor_corrector(
     whole(0, corrector_steps=corrector_steps)
     positive(signal_to_noise=signal_to_noise)
     one_generator_each(noise, generators)
-    levels = grid.grid(steps).tolist()
+    levels = grid.sigmas(steps).tolist()
     moves = []
     for sigma, after in pairwise(levels):
         variance = sigma**2 - after**2  # that the reversed diffusion takes away: a = b² = σ² − σ_after² (eq. 46)

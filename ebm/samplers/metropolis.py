@@ -36,7 +36,7 @@ def metropolis_annealed(
     whole(1, steps=steps, steps_per_level=steps_per_level)
     positive(step_scale=step_scale)
     one_generator_each(noise, generators)
-    levels = grid.grid(steps).tolist()
+    levels = grid.sigmas(steps).tolist()
     return _metropolis_annealed(
         model,
         levels[0] * noise,

@@ -107,7 +107,7 @@ def _dpm_solver_pp_2m(model: ScoreModel, noise: Tensor, *, levels: Sequence[floa
 
 def _levels(grid: NoiseSchedule, steps: int) -> list[float]:
     whole(1, steps=steps)
-    levels: list[float] = grid.grid(steps).tolist()
+    levels: list[float] = grid.sigmas(steps).tolist()
     if any(sigma <= after for sigma, after in pairwise(levels)):
         raise ValueError(f"grid: {grid!r} is not accepted; its {steps} levels must decrease strictly")
     return levels

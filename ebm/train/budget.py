@@ -27,13 +27,14 @@ class Budget:
         return max(1, self.images // self.batch)
 
     def pieces(self, world: int) -> int:
-        """Equal passes by which one process accumulates its share of the batch; ValueError where there is no share."""
-        share = share_of(self.batch, world)
-        return next(pieces for pieces in range(-(-share // self.micro_batch), share + 1) if share % pieces == 0)
+        """Number of equal passes in which one process accumulates its share of the batch; raises ValueError where the batch
+        doesn't divide among ``world`` processes."""
+        local = local_batch(self.batch, world)
+        return next(pieces for pieces in range(-(-local // self.micro_batch), local + 1) if local % pieces == 0)
 
 
-def share_of(batch: int, world: int) -> int:
-    """One process's part of the batch; raises ValueError where it doesn't divide."""
+def local_batch(batch: int, world: int) -> int:
+    """Images of the global batch on each of ``world`` processes; raises ValueError where it doesn't divide."""
     if batch % world:
         raise ValueError(f"batch: {batch} is not accepted; it must divide among {world} processes")
     return batch // world

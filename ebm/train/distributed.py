@@ -1,4 +1,4 @@
-"""The processes of one run: who we are, sums over all of us, and a flag that all of us read at the same step."""
+"""The processes of one run: which of them this is, what they exchange, and how they find each other."""
 from __future__ import annotations
 
 import contextlib
@@ -31,13 +31,13 @@ class World:
         """True on the one process that writes."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all processes, in place, same shape."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def mean(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
         """Makes each of ``tensors`` its mean over all processes, in one sum."""
         if self.size > 1:
             flat = _flatten_dense_tensors(tensors)
@@ -45,23 +45,27 @@ class World:
             torch._foreach_copy_(list(tensors), list(_unflatten_dense_tensors(flat.div_(self.size), tensors)))
 
     @torch.no_grad()
-    def alike(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Makes each of ``tensors`` what it is on rank 0."""
         if self.size > 1:
             flat = _flatten_dense_tensors([one.detach() for one in tensors])
             dist.broadcast(flat, 0)
             torch._foreach_copy_(list(tensors), list(_unflatten_dense_tensors(flat, tensors)))
 
-    def share(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's ``value`` (small), on every process."""
-        return self.everyone(value)[0]
+        return self.all_gather(value)[0]
 
-    def everyone(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every process's ``value`` (small), in order of rank, on every process."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def barrier(self) -> None:
+        """Returns once every process has come here."""
+        self.all_gather(None)  # NCCL's own barrier only queues on the GPU
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model as one whose gradients are means over the processes; itself where there is one process."""
@@ -87,8 +91,8 @@ class MissingPeersError(OSError):
         self.ranks = ranks
 
 
-def meet(rank: int, size: int, *, seconds: float) -> Any:
-    """The store at which all processes have said that they are there; raises MissingPeersError naming those that haven't.
+def wait_for_peers(rank: int, size: int, *, seconds: float) -> Any:
+    """The store at which every process has reported; raises MissingPeersError naming those that haven't in ``seconds``.
 
     A process group made without this waits for a lost peer without a word about which one it is.
     """
@@ -126,7 +130,7 @@ def join(*, device: str, timeout_seconds: float, peers_seconds: float) -> Iterat
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     if size > 1:
         backend = "nccl" if place.type == "cuda" else "gloo"
-        store = meet(rank, size, seconds=peers_seconds)
+        store = wait_for_peers(rank, size, seconds=peers_seconds)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds))
     yield World(rank=rank, size=size, device=place)
     if size > 1:  # not after a fault: it would wait for processes that may never answer
@@ -135,7 +139,7 @@ def join(*, device: str, timeout_seconds: float, peers_seconds: float) -> Iterat
 
 def choose_device(device: str, local_rank: int) -> torch.device:
     """The device of a process: its own GPU, or the CPU; raises ValueError on every process where one has none."""
-    known_device(device)
+    check_device_name(device)
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     # One visible GPU per process is how some clusters bind them; otherwise GPU number = local rank.
@@ -149,8 +153,8 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def known_device(device: str) -> None:
-    """Raises ValueError for a device that is none."""
+def check_device_name(device: str) -> None:
+    """Raises ValueError unless it is auto, cuda or cpu."""
     if device not in ("auto", "cuda", "cpu"):
         raise ValueError(f"device: {device!r} is not accepted; choose auto, cuda or cpu")
 

@@ -36,7 +36,7 @@ class HeldOut:
         world, model = trainer.world, trainer.averages[0].model
         total = torch.zeros((), device=world.device)
         for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size):
-            chosen = self.dataset.some(self.count)[part.start:part.stop]
+            chosen = self.dataset.random_subset(self.count)[part.start:part.stop]
             x = self.dataset.images(chosen, device=world.device)
             x = dequantised(x, seed=self.seed, indices=chosen.tolist()) if self.dequantise else x
             source = generator(world.device, self.seed, "held-out", part.start)
@@ -44,7 +44,7 @@ class HeldOut:
             noise = torch.randn(x.shape, generator=source, device=world.device)
             with trainer.precision.autocast(world.device):
                 total += trainer.objective(model, x, sigma, noise).sum()
-        return float(world.sum(total)) / self.count
+        return float(world.all_reduce(total)) / self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class Calibrated:
         if not trainer.world.is_main:
             return
         device, start, gains = trainer.world.device, time.perf_counter(), []
-        images = self.dataset.images(self.dataset.some(self.count), device=device)
-        for sigma in sorted(set(trainer.schedule.grid(self.levels).tolist())):
+        images = self.dataset.images(self.dataset.random_subset(self.count), device=device)
+        for sigma in sorted(set(trainer.schedule.sigmas(self.levels).tolist())):
             model: ScoreModel = trainer.averages[0].model  # type: ignore[assignment]
             row = calibrate(model, images, sigma=sigma, conditioning_sigma=sigma, batch=self.count,
                             precision=trainer.precision, generator=generator(device, self.seed, "calibration", repr(sigma)))
@@ -109,8 +109,8 @@ class Energies:
         device, count = trainer.world.device, min(len(samples), self.dataset.count)
         level = float(trainer.schedule.sigma(torch.tensor(0.1, dtype=torch.float64)))
         noise = torch.randn(count, *samples.shape[1:], generator=generator(device, self.seed, "energies"), device=device)
-        images = {"data": self.dataset.images(self.dataset.some(count), device=device), "noise": model.sigma_data * noise,
-                  "samples": samples[:count].to(device)}
+        data = self.dataset.images(self.dataset.random_subset(count), device=device)
+        images = {"data": data, "noise": model.sigma_data * noise, "samples": samples[:count].to(device)}
         for name, x in images.items():
             energy = torch.cat([model.energy(part, sigma_of(part, sigma=level)) for part in x.split(self.batch)])
             self.metrics.write("energy", step=trainer.step, images=trainer.images, at=name, sigma=level,

@@ -10,7 +10,7 @@ from ebm.accepted import positive
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate(ABC):
-    """A rise in proportion to the images seen over ``warmup`` images to ``peak``, then a decay."""
+    """Linear warm-up over ``warmup`` images to ``peak``, times a decay."""
 
     peak: float
     warmup: int
@@ -27,7 +27,7 @@ class LearningRate(ABC):
 
     @abstractmethod
     def decay(self, images: int, total: int) -> float:
-        """Factor in [0, 1] on the peak."""
+        """The factor in [0, 1] by which the rate has decayed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ebm.data.order import local_rows
 from ebm.objective import DenoisingScoreMatching
 from ebm.precision import Precision
 from ebm.randomness import generator
@@ -91,7 +92,7 @@ class Trainer:
             return True
         first = next(batches)
         self.parallelise()
-        self.settle(first)
+        self.warm_up_ddp(first)
         self.meter.begin()
         with self.progress() as self.bar:
             for images in self.meter.read(itertools.chain([first], batches)):
@@ -115,7 +116,7 @@ class Trainer:
         """Makes the processes one run: by DistributedDataParallel, or, as a graph can't hold what it communicates, by adding
         up the gradients after the graph."""
         if self.cuda_graph:
-            self.world.alike([*self.model.parameters(), *self.model.buffers()])
+            self.world.broadcast([*self.model.parameters(), *self.model.buffers()])
         else:
             self.parallel = self.world.parallel(self.model)
 
@@ -124,7 +125,7 @@ class Trainer:
         sigma, noise = self.draw(images)
         losses = self.differentiate(images, sigma, noise)
         if self.parallel is self.model:
-            self.world.mean([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+            self.world.all_reduce_mean([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.budget.clip, foreach=True)
         stop = self.vote(losses, sigma, norm)
@@ -146,7 +147,7 @@ class Trainer:
     def draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Noise levels (b,) and noise (b, C, H, W): the rows of the global batch's that are this process's."""
         # Drawn whole on every process, so that an image's noise depends on (seed, step, its place in the batch) alone.
-        batch, here = self.budget.batch, slice(self.world.rank * len(images), (self.world.rank + 1) * len(images))
+        batch, here = self.budget.batch, local_rows(self.budget.batch, self.world.rank, self.world.size)
         source = generator(images.device, self.seed, "noise", self.step)
         sigma = self.schedule.draw(batch, generator=source)
         noise = torch.randn(batch, *images.shape[1:], generator=source, device=images.device)
@@ -163,7 +164,7 @@ class Trainer:
         lost = bad.any() | (self.overflows > (OVERFLOWS if self.precision.scales else 0))
         asked = torch.full_like(norm, float(self.stop_asked()))
         mean, levels = losses.mean() / self.world.size, by_sigma(losses, sigma)
-        votes, levels = self.world.sum(torch.cat([torch.stack([mean, lost.float(), asked]), levels.flatten()])).split(
+        votes, levels = self.world.all_reduce(torch.cat([torch.stack([mean, lost.float(), asked]), levels.flatten()])).split(
             [3, levels.numel()])
         self.meter.add(loss=votes[0], grad_norm=norm.detach().nan_to_num(0, 0, 0), skipped=skipped,
                        steps=torch.ones_like(norm), by_sigma=levels.view(2, -1))
@@ -178,7 +179,7 @@ class Trainer:
         step, (_, lost, asked, *mine) = votes
         if lost:  # every process reads the same vote, so all of them come here
             where = [f"rank {rank}, σ from {low:.3g} to {high:.3g}" for rank, (low, high)
-                     in enumerate(self.world.everyone(mine)) if high > 0]
+                     in enumerate(self.world.all_gather(mine)) if high > 0]
             what = f"the loss was not finite ({'; '.join(where)})" if where else "the gradient was not finite"
             raise NonFiniteError(f"step {step}: {what}; the parameters are those before that step")
         return asked > 0
@@ -198,9 +199,9 @@ class Trainer:
         """The rate of the step in progress."""
         return self.rate(self.images + self.budget.batch, self.budget.images)
 
-    def settle(self, images: Tensor) -> None:
-        """One pass whose gradients are thrown away: DDP orders its buckets after the first pass, and a resumed run
-        must add in the same order as one that was never interrupted."""
+    def warm_up_ddp(self, images: Tensor) -> None:
+        """One pass whose gradients are thrown away: DistributedDataParallel orders its buckets after the first pass, and a
+        resumed run must add gradients in the same order as one that was never interrupted."""
         if self.parallel is self.model:
             return
         part = images.chunk(self.pieces)[0]
@@ -224,8 +225,8 @@ class Trainer:
         where several processes do without it, and nothing is measured."""
         if self.parallel is self.model:
             return 0.0 if self.world.size == 1 else None
-        told: dict[str, int] = self.parallel._get_ddp_logging_data()  # type: ignore[operator]
-        return max(0, told.get("backward_comm_time", 0) - told.get("backward_compute_comm_overlap_time", 0)) / 1e9
+        times: dict[str, int] = self.parallel._get_ddp_logging_data()  # type: ignore[operator]
+        return max(0, times.get("backward_comm_time", 0) - times.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up a state made by `state`; raises RuntimeError where it is of another model."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ebm.data.stream import known
+from ebm.data.stream import check_loader
 from ebm.precision import DTYPES
 from ebm.train.budget import Budget
-from ebm.train.distributed import known_device
+from ebm.train.distributed import check_device_name
 from launch.config.build import best_precision, build, naming, plain, seed
 
 LONGEST = 1e9  # seconds, some thirty years: what waits has no clock for more
@@ -93,9 +93,9 @@ def check_settings(cfg: DictConfig) -> Budget:
     switch(cfg, "channels_last", auto=False)
     cuda_graph(cfg, gpu=cfg.device != "cpu")
     precision(cfg, torch.device("cpu"))
-    known_device(cfg.device)
+    check_device_name(cfg.device)
     with naming("data."):
-        known(cfg.data.loader)
+        check_loader(cfg.data.loader)
     rules(cfg)
     optimizer(cfg, [torch.nn.Parameter(torch.zeros(1))])
     budget: Budget = build(cfg.budget, key="budget")

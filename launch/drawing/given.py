@@ -33,7 +33,7 @@ def images_at(path: str, *, size: tuple[int, int], key: str) -> Tensor:
             raise ValueError(f"{path!r} is not accepted; pictures are cut square, and {height} × {width} is not: give an .npz")
         else:
             arrays = list(sources.folder(place, size=height).images() if place.is_dir()
-                          else [sources.square(place, size=height)])
+                          else [sources.load_square(place, size=height)])
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -47,14 +47,14 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
 def agreed(artist: Artist, world: World) -> None:
     """Raises ValueError on every process where they have found different checkpoints, as of a run that is being trained, or
     different inputs of a task, or where their nodes take `precision=auto` for different ones."""
-    checkpoints = sorted(set(world.everyone(artist.checkpoint)))
+    checkpoints = sorted(set(world.all_gather(artist.checkpoint)))
     if len(checkpoints) > 1:
         raise ValueError(f"checkpoint: processes have found different ones ({', '.join(checkpoints)}), as the run is being "
                          "trained; start again, or name one")
-    precisions = sorted(set(world.everyone(artist.precision.name)))
+    precisions = sorted(set(world.all_gather(artist.precision.name)))
     if len(precisions) > 1:
         raise ValueError(f"precision: 'auto' is not accepted on nodes of different kinds; choose {' or '.join(precisions)}")
-    inputs = world.everyone(artist.identity if isinstance(artist, Commission) else {})
+    inputs = world.all_gather(artist.identity if isinstance(artist, Commission) else {})
     differing = [key for key, value in inputs[0].items() if any(other.get(key) != value for other in inputs)]
     if differing:
         raise ValueError(f"task.{differing[0]}: processes have read different ones; see that it is the same on every node")
@@ -81,12 +81,12 @@ def fingerprint(cfg: DictConfig, step: int, artist: Artist) -> str:
 
 def drawn_aside(cfg: DictConfig, artist: Artist, step: int, world: World, *, parts: list[range]) -> Path:
     """Draws the batches of this process, with a bar on rank 0, and waits for the others'; the folder that holds them all."""
-    aside = world.share(Path(cfg.out) / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
+    aside = world.broadcast_object(Path(cfg.out) / f".{fingerprint(cfg, step, artist)}")  # by rank 0's words: paths may differ
     with tqdm(total=sum(map(len, parts)), unit="img", desc="sample", disable=not world.is_main, dynamic_ncols=True) as bar:
         for part in parts:
             put_aside(aside, part, artist)
             bar.update(len(part))
-    world.everyone(None)  # the last batch has been written
+    world.barrier()  # the last batch has been written
     return aside
 
 

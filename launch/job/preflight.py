@@ -59,7 +59,7 @@ def preflight(world: World, *, folder: Path, disk_gb: float, write_mb_s: float) 
     """Raises NodeFaultError on every process, naming node and fault, where any process finds one: ``disk_gb`` of the run's
     folder must be free, ``write_mb_s`` written per second, and the processes' sums right."""
     everywhere(world, lambda: check_disk(folder, disk_gb, write_mb_s))
-    if int(world.sum(torch.ones((), device=world.device))) != world.size:  # over the network of the gradients
+    if int(world.all_reduce(torch.ones((), device=world.device))) != world.size:  # over the network of the gradients
         raise NodeFaultError(f"node {node()}: a sum over all processes is wrong")
 
 
@@ -78,7 +78,7 @@ def everywhere(world: World, *checks: Callable[[], object]) -> None:
             check()
     except (OSError, RuntimeError, ValueError) as error:
         fault = " ".join(str(error).split()) or repr(error)
-    found = [(where, what) for where, what in world.everyone((node(), fault)) if what]
+    found = [(where, what) for where, what in world.all_gather((node(), fault)) if what]
     if found:
         verdict("avoid " + " ".join(sorted({where for where, _ in found})))
         raise NodeFaultError("; ".join(sorted({f"node {where}: {what}" for where, what in found})))

@@ -126,7 +126,7 @@ class Work:
                     np.savez(buffer, **rows)  # type: ignore[arg-type]  # numpy's stub takes a name for its own flag
                     write_atomically(path, buffer.getbuffer())
                 bar.update(len(part))
-        self.world.everyone(None)  # all have been written
+        self.world.barrier()  # all have been written
         found: dict[str, list[NDArray[Any]]] = {}
         for part in batches_of(count, batch=batch, rank=0, world=1):
             with np.load(folder / f"{part.start:09d}-{part.stop:09d}.npz") as content:
@@ -142,7 +142,7 @@ def drawn(work: Work) -> Samples:
     assert isinstance(cfg, DictConfig)
     folder, label = Path(cfg.out), sampling.name(cfg, work.step)
     protocol = folder / f"{label}.json"
-    if not world.share(same(protocol, work)):
+    if not world.broadcast_object(same(protocol, work)):
         parts = batches_of(work.n, batch=work.batch, rank=world.rank, world=world.size)
         aside = sampling.drawn_aside(cfg, artist, work.step, world, parts=parts)
         with checking(world):

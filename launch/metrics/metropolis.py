@@ -66,7 +66,7 @@ class Metropolis:
                 for (name, scale), sampler in samplers.items()}
         if not work.world.is_main:
             return None
-        levels = self.grid.grid(self.steps).tolist()
+        levels = self.grid.sigmas(self.steps).tolist()
         sigma = 0.0 if self.denoise else levels[-1]
         reference = Reference.fit(chosen(work.train, self.real, "reference", work.artist.seed), components=self.components)
         values: dict[str, float] = {}

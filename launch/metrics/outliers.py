@@ -54,7 +54,7 @@ class Outliers:
     @property
     def sigmas(self) -> list[float]:
         """The levels, from the smallest."""
-        grid = LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max).grid(self.levels)
+        grid = LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max).sigmas(self.levels)
         return list(reversed(grid.tolist())) if self.levels > 1 else [self.sigma_min]
 
     def check(self, work: Work) -> None:
@@ -91,7 +91,7 @@ class Outliers:
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
         images, skipped = self.images(work)
-        there = work.world.everyone([*images])  # a folder may be on one node alone
+        there = work.world.all_gather([*images])  # a folder may be on one node alone
         images = {name: pixels for name, pixels in images.items() if all(name in names for names in there)}
         rows = {name: self.read(work, name, pixels) for name, pixels in images.items()}
         if not work.world.is_main:

@@ -133,7 +133,7 @@ def real_features(
     place = Path(cache).expanduser() if cache else images.place
     path = place / f"{extractor.name}-{extractor.key}-{images.sha256[:12]}-n{count}{drawn}.npz"
     found = kept(path, count=count)
-    if all(work.world.everyone(found is not None)):
+    if all(work.world.all_gather(found is not None)):
         assert found is not None
         return found
     name = f"features {extractor.key} real {images.sha256} {count} {seed}"

@@ -7,9 +7,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import Dataset
-from ebm.data.order import share
+from ebm.data.order import local_rows
 from ebm.data.quantum import dequantised_batches
-from ebm.data.stream import through_ffcv
+from ebm.data.stream import uses_ffcv
 from ebm.energy import Preconditioned, check_shapes
 from ebm.precision import Precision
 from ebm.sampling import trajectory
@@ -130,11 +130,11 @@ def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch
     flip, workers, resident_bytes = (setting(cfg, f"data.{name}") for name in ("flip", "workers", "resident_bytes"))
     batch, rank, world = trainer.budget.batch, trainer.world.rank, trainer.world.size
     with naming("data."):
-        ffcv = through_ffcv(setting(cfg, "data.loader"))
+        ffcv = uses_ffcv(setting(cfg, "data.loader"))
     with naming("budget."):
         images = train.batches(
             batch=batch, seed=cfg.seed, start=trainer.step, rank=rank, world=world, device=trainer.world.device, flip=flip,
             resident_bytes=resident_bytes, workers=workers, timeout=cfg.timeout_seconds, ffcv=ffcv)
     if not setting(cfg, "data.dequantise"):
         return images
-    return dequantised_batches(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=share(batch, rank, world))
+    return dequantised_batches(images, seed=cfg.seed, start=trainer.step, batch=batch, rows=local_rows(batch, rank, world))

@@ -14,7 +14,7 @@ from ebm.data import Dataset
 from ebm.energy import Preconditioned, check_shapes
 from ebm.precision import Precision
 from ebm.sampling import batches_of, trajectory
-from ebm.train.distributed import World, known_device
+from ebm.train.distributed import World, check_device_name
 from launch.config.build import build, naming, plain, seed
 from launch.config.settings import check_settings, precision
 from launch.entry import asked_for
@@ -88,7 +88,7 @@ def check_sampler(text: str) -> None:
         batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=0, world=1)  # checks its values
         plain(cfg, "ema", int, least=0, most=cfg.averages - 1)
         precision(cfg, torch.device("cpu"))
-        known_device(cfg.device)
+        check_device_name(cfg.device)
     model, sampler = on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
     with naming("sampler."):
         trajectory(model, sampler, shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))

@@ -21,7 +21,7 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
-from ebm.train.budget import share_of
+from ebm.train.budget import local_batch
 from launch.config.override import quoted
 from launch.job import process
 from launch.job.process import Task, become
@@ -104,7 +104,7 @@ class Study:
         for point in self.points:
             if point.kind == "train" and not self.jobs[point.folder]:
                 try:
-                    share_of(point.batch, self.params["nodes"] * self.params["tasks_per_node"])
+                    local_batch(point.batch, self.params["nodes"] * self.params["tasks_per_node"])
                 except ValueError as error:
                     raise ValueError(f"budget.{error}") from None
 

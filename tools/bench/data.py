@@ -18,7 +18,7 @@ from torchvision import transforms
 from ebm.data import Dataset, to_float
 from ebm.data.beton import read_beton
 from ebm.data.loader import flipped
-from ebm.data.stream import through_ffcv
+from ebm.data.stream import uses_ffcv
 from tools.bench.measure import Row, Setting, Spread, at_least, at_most, fresh, progress, ratio
 from tools.bench.subject import dataset
 
@@ -110,7 +110,7 @@ def first_batches(path: Path, kind: str, device: torch.device) -> tuple[float, f
 
 def rows(setting: Setting) -> list[Row]:
     """The lines of the report; raises ValueError without FFCV, whose speed this is about."""
-    through_ffcv("ffcv")
+    uses_ffcv("ffcv")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "shapes.beton")

@@ -67,7 +67,7 @@ def one(folder: Path, setting: Setting, world: World) -> None:
     trainer = make_trainer(cfg, world, RunFolder(folder / f"run-{os.getpid()}"), data, None)
     trainer.parallelise()
     images = torch.randn(EACH, 3, 32, 32, device=setting.device)
-    trainer.settle(images)
+    trainer.warm_up_ddp(images)
     cases: dict[str, Callable[[], object]] = {"step": stepping(trainer, images), "vote": voting(trainer)}
     for name, values in alternate(cases, setting=setting, calls=CALLS).items():
         print(name, *values, flush=True)
