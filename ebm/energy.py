@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ebm.accepted import positive
 from ebm.model import per_image
-from ebm.nets.twice import input_gradient, joint_gradient
+from ebm.nets.derivatives import input_gradient, joint_gradient
 
 Head = Callable[[Tensor, Tensor], Tensor]
 

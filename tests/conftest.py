@@ -36,7 +36,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # Files that take long begin first, so that no core is idle at the end; xdist gives each process two files at once, so that on
 # two cores, with three processes, the fourth waits for the first, which is to be the longest. Beside that one, which first
 # fills the cores, stand those that compute; those that wait for W&B come after it, and the report's, which tells the time.
-LONG = ["test_cluster", "test_density", "test_diagnose_regimes", "test_track", "test_samplers", "test_fused_gpu",
+LONG = ["test_cluster", "test_density", "test_diagnose_regimes", "test_track", "test_samplers", "test_gpu",
         "test_precision", "test_processes", "test_energy_vs_score", "test_study", "test_evaluate", "test_dual",
         "test_report_browser", "test_sync", "test_sample_entry"]
 

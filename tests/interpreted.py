@@ -12,9 +12,9 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from test_fused import NAMES, case, results
+from test_group_norm import NAMES, case, results
 
-from ebm.nets import fused
+from ebm.nets import group_norm
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-11}  # the interpreter cuts bfloat16 off
 # Neighbouring groups worked out together and alone, groups whose size is no power of two, several steps along the pixels.
@@ -22,9 +22,9 @@ SHAPES = [((2, 64, 3, 3), 4), ((1, 32, 9, 5), 2), ((2, 12, 5, 7), 3), ((1, 5, 3,
 
 
 def main() -> None:
-    from ebm.nets import norm_silu as kernels
+    from ebm.nets import group_norm_gpu as kernels
 
-    fused.kernels_for = lambda x: None if x.dtype == torch.float64 else kernels
+    group_norm.kernels_for = lambda x: None if x.dtype == torch.float64 else kernels
     for (shape, groups), dtype, last, along in [
         *itertools.product(SHAPES, [torch.float32], [False, True], ["xwb"]),
         *itertools.product(SHAPES[:1], [torch.bfloat16, torch.float16], [False, True], ["xwb"]),
@@ -44,7 +44,7 @@ def main() -> None:
         for kind in (one.to(torch.float64, torch.float64),
                      one._replace(**{name: laid(getattr(one, name), layout) for name in ("x", "g", "vx")})):
             weight, bias = (kind.weight, kind.bias) if silu else (kind.weight[0], kind.bias[0])
-            same, y = fused.beside(kind.x, weight, bias, groups=groups, eps=1e-5, silu=silu)
+            same, y = group_norm.skip_and_norm(kind.x, weight, bias, groups=groups, eps=1e-5, silu=silu)
             dx, = torch.autograd.grad((y * kind.g + same.square() * kind.vx).sum(), kind.x, create_graph=True)
             seen.append([y, dx, *torch.autograd.grad(dx.pow(2).sum(), (kind.x, kind.g, kind.vx, kind.weight))])
         for name, true, got in zip(("y", "dx", "dx of the second", "dg", "dv", "dweight"), *seen, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ebm.data import Dataset
 from ebm.data.beton import write_beton
-from ebm.nets.twice import input_gradient
+from ebm.nets.derivatives import input_gradient
 from ebm.precision import Precision
 from ebm.train.distributed import World
 from launch.drawing.artist import Artist

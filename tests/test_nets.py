@@ -9,7 +9,7 @@ from models import NETWORKS, SHAPE, normal
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from ebm.nets import fused
+from ebm.nets import group_norm
 from ebm.nets.attention import Attention
 from ebm.nets.cnn import CNN
 from ebm.nets.layers import GroupNorm, Modulation, NoiseEmbedding
@@ -33,9 +33,9 @@ def test_attention_is_scaled_dot_product_attention(heads: int) -> None:
 @pytest.mark.parametrize("kernel", [True, False], ids=["with the kernel", "without"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_channels_last_changes_nothing_but_rounding(name: str, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernel and not fused.LOADED:
+    if kernel and not group_norm.LOADED:
         pytest.skip("the kernel is not built; python tools/build_kernels.py")
-    monkeypatch.setattr(fused, "LOADED", kernel)
+    monkeypatch.setattr(group_norm, "LOADED", kernel)
     seen = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Builds the CPU kernel of ebm/nets/norm_silu.cpp, which training energies on a CPU is faster with: half a minute, once.
+"""Builds the CPU kernel of ebm/nets/group_norm.cpp, which training energies on a CPU is faster with: half a minute, once.
 
 Needs g++ and nothing else; where there is none, one line says so and all works without the kernel. EBM_KERNELS names
 another folder than the user's cache, CXX another compiler.
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ebm.files import write_atomically
-from ebm.nets import fused
+from ebm.nets import group_norm
 
 TORCH = Path(torch.__path__[0])
 
@@ -25,8 +25,8 @@ TORCH = Path(torch.__path__[0])
 def main() -> int:
     """0 if the kernel is there now; 1 if it can't be had, which is no error."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    path, compiler = fused.library(), os.environ.get("CXX", "g++")
-    if fused.LOADED:
+    path, compiler = group_norm.library(), os.environ.get("CXX", "g++")
+    if group_norm.LOADED:
         print(f"{path} is there already")
         return 0
     if shutil.which(compiler) is None:
@@ -52,8 +52,9 @@ def main() -> int:
 def command(compiler: str, to: Path) -> list[str]:
     """The compiler's call."""
     include, libraries = TORCH / "include", TORCH / "lib"
-    return [compiler, *fused.FLAGS, "-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include"),
-            str(fused.SOURCE), "-o", str(to), f"-L{libraries}", "-lc10", "-ltorch_cpu"]
+    headers = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
+    return [compiler, *group_norm.FLAGS, *headers, str(group_norm.SOURCE), "-o", str(to),
+            f"-L{libraries}", "-lc10", "-ltorch_cpu"]
 
 
 def failed(why: str) -> int:

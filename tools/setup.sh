@@ -110,7 +110,7 @@ pip_install() { # by uv, which takes half of pip's time; by pip where uv can't b
 }
 
 stamp() { # of all that decides what is installed: where a compiler, OpenCV or a wheel has come since, it is tried again
-    { cat setup.cfg tools/setup.sh tools/build_kernels.py ebm/nets/fused.py ebm/nets/norm_silu.cpp
+    { cat setup.cfg tools/setup.sh tools/build_kernels.py ebm/nets/group_norm.py ebm/nets/group_norm.cpp
       echo "$1 ${PYTHON:-} ${EBM_FFCV:-1} ${EBM_LOWEST:-0}"
       command -v g++ || :; pkg-config --modversion opencv4 libturbojpeg || :; compgen -G "wheels/ffcv-*.whl" || :
     } 2>/dev/null | sha256sum | cut -c1-16

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm.model import ScoreModel, has_energy, sigma_of
-from ebm.nets.twice import joint_gradient
+from ebm.nets.derivatives import joint_gradient
 
 Array = NDArray[np.float64]
 ACCEPTED = 0.95  # share of the inliers that is let through where outliers' is read

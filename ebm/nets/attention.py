@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ebm.nets.derivatives import Wanted
 from ebm.nets.layers import Conv2d, GroupNorm, zero
-from ebm.nets.twice import Wanted, order
+from ebm.nets.memory_format import memory_format_of
 
 aten = torch.ops.aten
 
@@ -30,11 +31,11 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         batch, channels, height, width = h.shape
-        h, normal = self.norm.beside(h, silu=False)
+        h, normal = self.norm.skip_and_norm(h, silu=False)
         qkv = self.qkv(normal).view(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = (one.flatten(0, 1) for one in qkv.unbind(1))  # each (B · heads, channels/heads, H · W)
         q = q / math.sqrt(q.shape[1])  # before the product, which could leave float16's range
-        mixed = attend(q, k, v).view(h.shape).contiguous(memory_format=order(h))
+        mixed = attend(q, k, v).view(h.shape).contiguous(memory_format=memory_format_of(h))
         out: Tensor = h + self.out(mixed)
         return out
 

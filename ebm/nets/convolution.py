@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from ebm.nets.twice import Wanted, order
+from ebm.nets.derivatives import Wanted
+from ebm.nets.memory_format import memory_format_of
 
 aten = torch.ops.aten
 Mask = tuple[bool, bool, bool]
@@ -53,7 +54,7 @@ class Convolution(Function):
         needed, parameters = ctx.needs_input_grad, Wanted.parameters
         mask = (needed[0], needed[1] and parameters, ctx.bias and needed[2] and parameters)
         # A slice, where it comes from torch.cat: copied once, not again in each gradient of this gradient.
-        g = g.contiguous(memory_format=order(x, weight))
+        g = g.contiguous(memory_format=memory_format_of(x, weight))
         return *convolution_gradients(g, x, weight, ctx.stride, ctx.padding, mask), None, None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm.nets.convolution import convolution
-from ebm.nets.fused import beside, norm, norm_silu
+from ebm.nets.group_norm import norm, norm_silu, skip_and_norm
 
 
 class NoiseEmbedding(nn.Module):
@@ -65,10 +65,10 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, h: Tensor) -> Tensor:
         return norm(h, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
 
-    def beside(self, h: Tensor, *, silu: bool) -> tuple[Tensor, Tensor]:
-        """h (B, C, H, W), for the way round that a residual block has, and its normalised self, or SiLU of that."""
+    def skip_and_norm(self, h: Tensor, *, silu: bool) -> tuple[Tensor, Tensor]:
+        """(h, its normalised self or SiLU of that), (B, C, H, W) both: the input of a skip connection and of its block."""
         weight, bias = (one.expand(len(h), -1) if silu else one for one in (self.weight, self.bias))
-        return beside(h, weight, bias, groups=self.num_groups, eps=self.eps, silu=silu)
+        return skip_and_norm(h, weight, bias, groups=self.num_groups, eps=self.eps, silu=silu)
 
     def silu(self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """SiLU of the normalised h (B, C, H, W), first scaled by 1 + scale and moved by shift, (B, C) each."""

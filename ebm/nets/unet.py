@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ebm.accepted import whole
 from ebm.nets.attention import Attention
 from ebm.nets.layers import Conv2d, GroupNorm, Modulation, NoiseEmbedding, zero
-from ebm.nets.twice import joined
+from ebm.nets.memory_format import concatenate
 
 
 class Block(nn.Module):
@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.attention = Attention(after) if attention else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        h, inner = self.norm1.beside(h, silu=True)
+        h, inner = self.norm1.skip_and_norm(h, silu=True)
         inner = self.conv1(inner)
         inner = self.conv2(self.norm2.silu(inner, *self.modulation.coefficients(embedding)))
         out: Tensor = self.attention(self.skip(h) + inner)
@@ -86,7 +86,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, embedding)
         for layer in self.decoder:
-            h = layer(joined(h, skips.pop()), embedding) if isinstance(layer, Block) else layer(h)
+            h = layer(concatenate(h, skips.pop()), embedding) if isinstance(layer, Block) else layer(h)
         return F.pixel_shuffle(self.out(self.norm.silu(h)), self.patch)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ebm.nets
 from ebm.energy import Energy, inner_product
-from ebm.nets import fused
+from ebm.nets import group_norm
 from ebm.nets.unet import UNet
 from ebm.objective import EDM, DenoisingScoreMatching
 from ebm.precision import Precision
@@ -62,10 +62,10 @@ def test_the_kernels_compile_without_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from ebm.nets import norm_silu, norm_silu_triton
+    from ebm.nets import group_norm_gpu, group_norm_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function, (rows, block) = getattr(norm_silu_triton, kernel), (64, 16) if last else (16, 128)
+    function, (rows, block) = getattr(group_norm_triton, kernel), (64, 16) if last else (16, 128)
     constants: dict[str, Any] = {"P": 256, "PER_GROUP": 16, "GROUPS": rows // 16, "LAST": last, "SILU": silu, "ROWS": rows,
                                  "BLOCK": block}
     kinds = GIVEN[kernel].format(**({"x": "x", "w": "w"} if options else {"x": "-", "w": "-"})).split()
@@ -74,15 +74,15 @@ def test_the_kernels_compile_without_a_gpu(
     constants |= dict.fromkeys(name for name, kind in signature.items() if kind == "constexpr")
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=function, signature={name: signature[name] for name in function.arg_names}, constexprs=constants)
-    built = compiler.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, **norm_silu.OPTIONS})
+    built = compiler.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, **group_norm_gpu.OPTIONS})
     assert len(built.asm["cubin"]) > 1000
 
 
 def test_where_triton_does_not_work_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(ebm.nets, "norm_silu", raising=False)
-    monkeypatch.setitem(sys.modules, "ebm.nets.norm_silu", None)  # importing it raises ImportError
+    monkeypatch.delattr(ebm.nets, "group_norm_gpu", raising=False)
+    monkeypatch.setitem(sys.modules, "ebm.nets.group_norm_gpu", None)  # importing it raises ImportError
     with pytest.warns(UserWarning, match=r"Triton does not work here \((Import|ModuleNotFound)Error.*energies train without"):
-        assert fused.on_gpu.__wrapped__(torch.float32) is None
+        assert group_norm.on_gpu.__wrapped__(torch.float32) is None
 
 
 def network() -> tuple[nn.Module, list[Tensor]]:
@@ -116,7 +116,7 @@ def test_on_a_gpu_the_network_has_the_gradients_of_float64(layout: torch.memory_
         seen.append([loss, *(one.grad for one in net.parameters())])
     for ours, true in zip(*seen, strict=True):
         assert (ours.double() - true).norm() <= 1e-4 * true.norm()
-    assert fused.on_gpu(torch.float32) is not None
+    assert group_norm.on_gpu(torch.float32) is not None
 
 
 @gpu

@@ -3,7 +3,7 @@
 A program works out one group of channels of an image or, with channels last, as many neighbours as fill a cache line (GROUPS).
 Its numbers are an array of channels and pixels, [ROWS, BLOCK], which moves along the P pixels; it goes over them two or three
 times, from memory once and then from the cache. Sums run in float32, in an order that is always the same. The formulas are
-those of ebm/nets/twice.py.
+those of ebm/nets/derivatives.py.
 """
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebm.nets import fused
-from ebm.nets.fused import norm, norm_silu
+from ebm.nets import group_norm
+from ebm.nets.group_norm import norm, norm_silu
 from ebm.nets.layers import GroupNorm
 
 ROOT = Path(__file__).resolve().parents[1]
-built = pytest.mark.skipif(not fused.LOADED, reason="the kernel is not built; python tools/build_kernels.py")
+built = pytest.mark.skipif(not group_norm.LOADED, reason="the kernel is not built; python tools/build_kernels.py")
 SHAPES = [  # of x, and groups: rows that fill vectors and that don't, one group and several, one pixel
     ((2, 32, 16, 16), 2), ((3, 12, 5, 7), 3), ((1, 5, 3, 3), 1), ((2, 64, 8, 8), 4), ((2, 16, 1, 1), 1), ((1, 2, 40, 33), 2),
 ]
@@ -168,20 +168,20 @@ def test_wrong_inputs_are_refused() -> None:
 
 
 def test_what_the_kernel_does_not_know_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fused.kernels_for(torch.zeros(1, 8, 2, 2, dtype=torch.float64)) is None
-    assert fused.kernels_for(torch.zeros(1, 8, 2, 2, device="meta")) is None
+    assert group_norm.kernels_for(torch.zeros(1, 8, 2, 2, dtype=torch.float64)) is None
+    assert group_norm.kernels_for(torch.zeros(1, 8, 2, 2, device="meta")) is None
     one = case((2, 8, 4, 4), torch.float32)
     before = results(one, 2)
-    monkeypatch.setattr(fused, "LOADED", False)
+    monkeypatch.setattr(group_norm, "LOADED", False)
     for name, a, b in zip(NAMES, before, results(one, 2), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_network_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(fused, "kernels_for", lambda x: asked.append(x))
+    monkeypatch.setattr(group_norm, "kernels_for", lambda x: asked.append(x))
     layer, h = GroupNorm(16), torch.zeros(1, 16, 2, 2)
-    layer(h), layer.silu(h), layer.beside(h, silu=True)
+    layer(h), layer.silu(h), layer.skip_and_norm(h, silu=True)
     assert [one is h for one in asked] == [True] * 3
 
 
@@ -192,7 +192,7 @@ def test_what_goes_around_the_norm_is_added_to_its_gradients(silu: bool, dtype: 
     one, seen = case((3, 12, 5, 7), dtype), []
     for kind in (one, one.to(torch.float64, torch.float64)):
         weight, bias = (kind.weight, kind.bias) if silu else (kind.weight[0], kind.bias[0])
-        same, y = fused.beside(kind.x, weight, bias, groups=3, eps=1e-5, silu=silu)
+        same, y = group_norm.skip_and_norm(kind.x, weight, bias, groups=3, eps=1e-5, silu=silu)
         assert torch.equal(same, kind.x)
         product = y * kind.g + same.square() * kind.vx  # the residual's way is not linear, so both have second derivatives
         dx, = torch.autograd.grad(product.sum(), kind.x, create_graph=True)
@@ -209,7 +209,7 @@ def test_gradients_are_the_same_whether_or_not_they_are_differentiated_in_turn(s
     torch.manual_seed(0)
     x, g = torch.randn(2, 32, 4, 4, requires_grad=True), torch.randn(2, 32, 4, 4)
     weight, bias = (torch.randn(2, 32, requires_grad=True) for _ in range(2))
-    _, y = fused.Norm.apply(x, weight, bias, 2, 1e-5, silu)
+    _, y = group_norm.Norm.apply(x, weight, bias, 2, 1e-5, silu)
     alone = torch.autograd.grad(y, (x, weight, bias), g, retain_graph=True)
     graph = torch.autograd.grad(y, (x, weight, bias), g, create_graph=True)
     assert all(torch.equal(one, other) for one, other in zip(alone, graph, strict=True))
@@ -224,9 +224,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_the_library_is_named_after_what_it_is_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fused.library()
+    before = group_norm.library()
     monkeypatch.setattr(torch, "__version__", "0.0")
-    assert fused.library() != before
+    assert group_norm.library() != before
 
 
 def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
@@ -249,12 +249,12 @@ def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_where_it_is_not_built_nothing_is_said_or_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EBM_KERNELS", str(tmp_path))
-    assert not fused.load()
+    assert not group_norm.load()
     assert not list(tmp_path.iterdir())
 
 
 def test_one_that_does_not_load_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EBM_KERNELS", str(tmp_path))
-    fused.library().write_bytes(b"not a library")
+    group_norm.library().write_bytes(b"not a library")
     with pytest.warns(UserWarning, match="cannot be loaded"):
-        assert not fused.load()
+        assert not group_norm.load()

@@ -1,12 +1,9 @@
-"""Gradients in a network's inputs, and group norm with SiLU with its second derivative written out: score losses
-differentiate gradients.
+"""Group norm with SiLU in PyTorch's own operations, with its second derivative written out.
 
 PyTorch derives the second derivative of group_norm operation by operation. A third derivative raises RuntimeError.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,90 +11,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from ebm.nets.derivatives import Wanted
+
 aten = torch.ops.aten
-
-
-class Wanted:
-    """Which derivatives are wanted; globals, since on a GPU another thread runs the backward pass.
-
-    ``parameters``: gradients in a convolution's parameters, by the backward pass that runs: a Function of Python is not told.
-    ``coefficients``: gradients in the weight and bias of `norm_silu`, which may be made of the noise level.
-    ``second``: derivatives of derivatives; where there are none, PyTorch's own kernels take less time than
-    what is written out here, and more memory.
-    """
-
-    parameters = True
-    coefficients = True
-    second = True
-
-    @classmethod
-    @contextmanager
-    def only_inputs(cls, *, coefficients: bool, second: bool) -> Iterator[None]:
-        """In this block no gradients in parameters are, unless they are coefficients and those are asked for."""
-        before = cls.parameters, cls.coefficients, cls.second
-        cls.parameters, cls.coefficients, cls.second = False, coefficients, second
-        try:
-            yield
-        finally:
-            cls.parameters, cls.coefficients, cls.second = before
-
-
-def input_gradient(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """∇f(y), of y's shape, for a scalar f; differentiable in turn where gradients are enabled."""
-    if torch.compiler.is_compiling():
-        traced: Tensor = torch.func.grad(f)(y)  # the only way that torch.compile can trace
-        return traced
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        y = y if y.requires_grad else y.detach().requires_grad_()
-        with Wanted.only_inputs(coefficients=False, second=differentiable):
-            gradient, = torch.autograd.grad(f(y), y, create_graph=differentiable)
-    return gradient
-
-
-def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """f (B,), ∂f/∂y (B, C, H, W) and ∂f/∂σ (B,) for one f of each image and its σ (B,), all from one backward pass;
-    differentiable in turn where gradients are enabled."""
-    if torch.compiler.is_compiling():
-        def total(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            value = f(y, sigma)
-            return value.sum(), value
-
-        gradients, value = torch.func.grad(total, argnums=(0, 1), has_aux=True)(y, sigma)
-        return value, *gradients
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        y, sigma = (one if one.requires_grad else one.detach().requires_grad_() for one in (y, sigma))
-        with Wanted.only_inputs(coefficients=True, second=differentiable):
-            value = f(y, sigma)
-            along_y, along_sigma = torch.autograd.grad(value.sum(), (y, sigma), create_graph=differentiable,
-                                                        materialize_grads=True)  # a network may not know σ
-    return value if differentiable else value.detach(), along_y, along_sigma
-
-
-def order(*tensors: Tensor) -> torch.memory_format:
-    """Channels last where one of the tensors (four axes each) lies so, as PyTorch chooses for a convolution of them."""
-    last = any(one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous() for one in tensors)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def joined(a: Tensor, b: Tensor) -> Tensor:
-    """Channels of a and b, (B, C, H, W) and (B, C', H, W) -> (B, C + C', H, W)."""
-    return torch.cat([a, b], dim=1) if torch.compiler.is_compiling() else Joined.apply(a, b)
-
-
-class Joined(Function):
-    """torch.cat, whose second derivative PyTorch makes of zeros for each part, in its own order, and adds up."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.channels = a.shape[1], b.shape[1]
-        return torch.cat([a, b], dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
-        # Copied once here, not again in each gradient that is made of them.
-        return tuple(part.contiguous(memory_format=order(g)) for part in g.split(ctx.channels, dim=1))
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:

@@ -1,6 +1,6 @@
-"""Group norm, also with SiLU, its gradients and theirs, on a GPU: what norm_silu.cpp is on a CPU, with the same arguments.
+"""Group norm, also with SiLU, its gradients and theirs, on a GPU: what group_norm.cpp is on a CPU, with the same arguments.
 
-Images may lie in PyTorch's order or with channels last, and the results lie as they do. The work is norm_silu_triton.py's.
+Images may lie in PyTorch's order or with channels last, and the results lie as they do. The work is group_norm_triton.py's.
 """
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ebm.nets.norm_silu_triton import backward, forward, second
-from ebm.nets.twice import order
+from ebm.nets.group_norm_triton import backward, forward, second
+from ebm.nets.memory_format import memory_format_of
 
 LINE = 64  # channels that fill a cache line in half precision
 # Numbers worked out at once by a program, and of these by one thread: the fastest on an H200 (docs/bench.md).
@@ -22,7 +22,7 @@ OPTIONS = {"enable_fp_fusion": True}
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
     """u = weight · x̂ + bias of x (B, C, H, W), or silu(u), and each group's mean and 1/std; coefficients (B, C)."""
-    x = x.contiguous(memory_format=order(x))
+    x = x.contiguous(memory_format=memory_format_of(x))
     y, moments = torch.empty_like(x), x.new_empty(len(x) * groups, 2, dtype=torch.float32)
     launch(forward, x, groups, silu, x, *coefficients(weight, bias), y, moments, eps)
     return y, moments
@@ -52,7 +52,7 @@ def norm_silu_second(
 
 def alike(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """x and others of its shape, in one order."""
-    return tuple(None if one is None else one.contiguous(memory_format=order(x)) for one in (x, *others))
+    return tuple(None if one is None else one.contiguous(memory_format=memory_format_of(x)) for one in (x, *others))
 
 
 def coefficients(weight: Tensor, bias: Tensor) -> tuple[Tensor, int, Tensor, int]:
@@ -69,11 +69,11 @@ def sums(x: Tensor) -> tuple[Tensor, Tensor]:
 def launch(kernel: Any, x: Tensor, groups: int, silu: bool, *arguments: Any) -> None:
     """Runs the kernel on every group of x."""
     batch, channels, height, width = x.shape
-    per_group, pixels, last = channels // groups, height * width, order(x) == torch.channels_last
+    per_group, pixels, last = channels // groups, height * width, memory_format_of(x) == torch.channels_last
     rows, at_once = triton.next_power_of_2(per_group), 1
     while last and rows == per_group * at_once and rows < LINE and groups % (2 * at_once) == 0:
         rows, at_once = 2 * rows, 2 * at_once
-    numbers, each = SIZES[order(x)]
+    numbers, each = SIZES[memory_format_of(x)]
     block = min(triton.next_power_of_2(pixels), max(1, numbers // rows))
     if batch:
         with torch.cuda.device_of(x):

@@ -1,6 +1,6 @@
 """Group norm, also with SiLU, its gradients and theirs, in one pass over memory each, where a kernel for it can be had.
 
-On a GPU: norm_silu.py, which Triton compiles when it is first used and keeps in its cache. On a CPU: norm_silu.cpp, which
+On a GPU: group_norm_gpu.py, which Triton compiles when it is first used and keeps in its cache. On a CPU: group_norm.cpp, which
 tools/build_kernels.py builds once, when the package is set up; the library lies in a cache of the user's, so that copies of
 this code find it too, and its name tells what it was made from and for. Without them PyTorch's own operations do the same
 work in some 45 passes.
@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from ebm.nets import twice
-from ebm.nets.twice import Wanted
+from ebm.nets import group_norm_torch
+from ebm.nets.derivatives import Wanted
 
-SOURCE = Path(__file__).with_name("norm_silu.cpp")
+SOURCE = Path(__file__).with_name("group_norm.cpp")
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-mprefer-vector-width=512",
          "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")  # sums in vectors; NaN stays NaN
 TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
@@ -56,7 +56,7 @@ LOADED = load()
 def on_gpu(dtype: torch.dtype) -> Any:
     """The GPU's kernels, where Triton can compile and run them for numbers of that type; else None, with a warning."""
     try:
-        from ebm.nets import norm_silu as kernels
+        from ebm.nets import group_norm_gpu as kernels
 
         x, one = torch.zeros(1, 1, 1, 1, device="cuda", dtype=dtype), torch.ones(1, 1, device="cuda")
         _, moments = kernels.norm_silu(x, one, one, 1, 1.0, True)
@@ -81,21 +81,21 @@ def kernels_for(x: Tensor) -> Any:
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
     """silu(weight · x̂ + bias) of x (B, C, H, W) normalised over its groups of channels; weight and bias are (B, C)."""
-    return beside(x, weight, bias, groups=groups, eps=eps, silu=True)[1]
+    return skip_and_norm(x, weight, bias, groups=groups, eps=eps, silu=True)[1]
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
     """weight · x̂ + bias of x (B, C, H, W) normalised over its groups of channels; weight and bias are (C,)."""
-    return beside(x, weight, bias, groups=groups, eps=eps, silu=False)[1]
+    return skip_and_norm(x, weight, bias, groups=groups, eps=eps, silu=False)[1]
 
 
-def beside(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
-    """x for a residual's other way, and its `norm` or `norm_silu`: the gradients of both are added up as they are made."""
+def skip_and_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
+    """(x, `norm` or `norm_silu` of x): taken together, one kernel adds the gradient of a skip connection to the norm's."""
     if kernels_for(x) is not None:
         weight, bias = (one.float().expand(len(x), -1) for one in (weight, bias))
         return Norm.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-any-return]
     if silu:
-        return x, twice.norm_silu(x, weight, bias, groups=groups, eps=eps)
+        return x, group_norm_torch.norm_silu(x, weight, bias, groups=groups, eps=eps)
     return x, F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
 
 

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from ebm.nets import convolution as convolutions
 from ebm.nets.convolution import convolution
-from ebm.nets.twice import input_gradient, joined, joint_gradient, norm_silu, order
+from ebm.nets.derivatives import input_gradient, joint_gradient
+from ebm.nets.group_norm_torch import norm_silu
+from ebm.nets.memory_format import concatenate, memory_format_of
 
 
 def randn(*shape: int) -> Tensor:
@@ -57,15 +59,15 @@ def test_gradients_of_a_convolution_turned_round_or_not_are_those_of_float64(
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_what_is_joined_has_the_derivatives_of_finite_differences_in_one_order(layout: torch.memory_format) -> None:
+def test_a_concatenation_has_the_derivatives_of_finite_differences_in_one_order(layout: torch.memory_format) -> None:
     torch.manual_seed(0)
     a, b = (one.detach().contiguous(memory_format=layout).requires_grad_() for one in (randn(2, 3, 4, 4), randn(2, 2, 4, 4)))
-    assert torch.equal(joined(a, b), torch.cat([a, b], dim=1))
-    assert torch.autograd.gradcheck(lambda a, b: joined(a, b).pow(3), (a, b))
-    assert torch.autograd.gradgradcheck(lambda a, b: joined(a, b).pow(3), (a, b))
-    first = torch.autograd.grad(joined(a, b).pow(3).sum(), (a, b), create_graph=True)
+    assert torch.equal(concatenate(a, b), torch.cat([a, b], dim=1))
+    assert torch.autograd.gradcheck(lambda a, b: concatenate(a, b).pow(3), (a, b))
+    assert torch.autograd.gradgradcheck(lambda a, b: concatenate(a, b).pow(3), (a, b))
+    first = torch.autograd.grad(concatenate(a, b).pow(3).sum(), (a, b), create_graph=True)
     second = torch.autograd.grad([one.square().sum() for one in first], (a, b))
-    assert [order(one) for one in (joined(a, b), *first, *second)] == [layout] * 5
+    assert [memory_format_of(one) for one in (concatenate(a, b), *first, *second)] == [layout] * 5
 
 
 def test_norm_silu_has_the_derivatives_of_finite_differences() -> None:
