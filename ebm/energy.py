@@ -124,7 +124,7 @@ def check_shapes(model: Preconditioned, shape: tuple[int, int, int]) -> None:
     """Raises ValueError where model and images of ``shape`` (C, H, W) don't fit together, without computing anything."""
     y = torch.zeros(1, *shape, device="meta")
     try:
-        f = copy.deepcopy(model.network).to("meta", torch.float32)(y, y[:, 0, 0, 0])
+        f = on_meta(model.network)(y, y[:, 0, 0, 0])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"model: its network doesn't take images of {shape}: {error}") from error
     if f.shape != y.shape and not (isinstance(model, Energy) and model.head is pooled):
@@ -139,5 +139,10 @@ def knows_sigma(model: Preconditioned, shape: tuple[int, int, int]) -> bool:
     y = torch.zeros(1, *shape, device="meta")
     c_noise = torch.zeros(1, device="meta", requires_grad=True)
     with torch.enable_grad():
-        f = copy.deepcopy(model.network).to("meta", torch.float32).requires_grad_(False)(y, c_noise)
+        f = on_meta(model.network).requires_grad_(False)(y, c_noise)
     return bool(f.requires_grad)
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy of the network that computes shapes alone, in float32 on the meta device."""
+    return copy.deepcopy(network).to("meta", torch.float32)

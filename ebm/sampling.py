@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ebm.accepted import whole
 from ebm.randomness import image_generators, normal_like
 from ebm.samplers.step import Step
 
@@ -43,8 +44,5 @@ def batches_of(count: int, *, batch: int, rank: int, world: int) -> list[range]:
 
     Floating-point sums depend on the batch's size, so equal cuts make equal bits. Raises ValueError below 1.
     """
-    if count < 1:
-        raise ValueError(f"n: {count!r} is not accepted; it must be at least 1 image")
-    if batch < 1:
-        raise ValueError(f"batch: {batch!r} is not accepted; it must be at least 1 image")
+    whole(1, n=count, batch=batch)
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)][rank::world]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebm.accepted import positive
+from ebm.accepted import increasing, positive, whole
 
 
 class NoiseSchedule(ABC):
@@ -30,8 +30,7 @@ class NoiseSchedule(ABC):
 
         Raises ValueError if ``steps`` is below 1.
         """
-        if steps < 1:
-            raise ValueError(f"steps: {steps!r} is not accepted; it must be at least 1")
+        whole(1, steps=steps)
         return self.sigma(torch.linspace(1, 0, steps, dtype=torch.float64))
 
 
@@ -43,9 +42,7 @@ class Range(NoiseSchedule):
     sigma_max: float
 
     def __post_init__(self) -> None:
-        positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-        if not self.sigma_min < self.sigma_max:
-            raise ValueError(f"sigma_max: {self.sigma_max!r} is not accepted; it must be above sigma_min={self.sigma_min!r}")
+        increasing(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +66,7 @@ class Geometric(Range):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.levels < 2:
-            raise ValueError(f"levels: {self.levels!r} is not accepted; it must be at least 2")
+        whole(2, levels=self.levels)
 
     def sigma(self, u: Tensor) -> Tensor:
         rung = (u * self.levels).floor().clamp(max=self.levels - 1)

@@ -54,7 +54,7 @@ def test_images_that_are_not_held_out_are_not_called_so(tiny: list[str], command
 @pytest.mark.parametrize(("bad", "said"), [
     (["run=nowhere"], "run: nowhere holds no config.yaml"),
     (["sampler.steps=0"], "sampler.steps: 0 is not accepted"),
-    (["effort.samples=1"], "effort.samples: 1 is not accepted; it must be at least 2"),
+    (["effort.samples=1"], "effort.samples: 1 is not accepted; it must be a whole number of at least 2"),
     (["held_out=nowhere.beton"], "held_out: nowhere.beton: no such data file"),
     (["try=perhaps"], "try: 'perhaps' is not accepted; it must be bool"),
     (["smapler=heun"], "smapler: no such key"),

@@ -31,7 +31,7 @@ BAD = {
     "schedule=": "schedule=: no such choice; accepted: cosine",
     "modle=unet": "modle: no such key; did you mean model",
     "budget.bach=4": "budget.bach: no such key; did you mean budget.batch",
-    "budget.batch=-4": "budget.batch: -4 is not accepted; it must be positive",
+    "budget.batch=-4": "budget.batch: -4 is not accepted; it must be a whole number of at least 1",
     "budget.batch=many": "budget.batch: 'many' is not accepted; it must be int",
     "budget.batch=1000": "budget.batch: 1000 is not accepted; it must be from 1 to the data set's 60 images",
     "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be int",

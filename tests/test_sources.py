@@ -145,7 +145,7 @@ def made_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 def test_cifar10_finds_the_folder_and_says_when_it_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match="no intact cifar-10-batches-py there"):
+    with pytest.raises(FileNotFoundError, match="no intact CIFAR-10 there"):
         next(cifar10(tmp_path, train=True, download=False).images())
     pixels, base = made_batches(tmp_path, monkeypatch), tmp_path / "cifar-10-batches-py"
     for root in (tmp_path, base):
@@ -187,9 +187,9 @@ def test_cifar10_is_fetched_whole_or_not_at_all(
     (home / CIFAR10.filename).write_bytes(content[:100])  # what a kill has left
     np.testing.assert_array_equal(np.stack(list(cifar10(home, train=True, download=True).images())), pixels)
     (there / CIFAR10.filename).write_bytes(content[:-1] + b"x")
-    with pytest.raises(FileNotFoundError, match=r"none to be fetched \(.*corrupted"):
+    with pytest.raises(FileNotFoundError, match=r"the download failed \(.*corrupted"):
         next(cifar10(tmp_path / "other", train=True, download=True).images())
     (there / CIFAR10.filename).unlink()
-    with pytest.raises(FileNotFoundError, match=r"none to be fetched \(.*404"):
+    with pytest.raises(FileNotFoundError, match=r"the download failed \(.*404"):
         next(cifar10(tmp_path / "third", train=True, download=True).images())
     assert not (tmp_path / "third" / "cifar-10-batches-py").exists()

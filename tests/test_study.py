@@ -70,7 +70,7 @@ REFUSED = {
     "data=beton": "data.train: no value is given, and there is no default; add data.train=<value>",
     "sampler.steps=0": "sampler.steps: 0 is not accepted",
     "sampler.grid=karras": "sampler.grid: 'karras' is not accepted; choose by sampler/grid=<choice>: cosine, geometric, karras",
-    "sample.n=0": "sample.n: 0 is not accepted; it must be at least 1",
+    "sample.n=0": "sample.n: 0 is not accepted; it must be a whole number of at least 1",
     "sample.ema=1": "sample.ema: 1 is not accepted; it must be at most 0",
     "sample.precision=fp8": "sample.precision: 'fp8' is not accepted; choose auto, fp32, bf16, fp16",
 }

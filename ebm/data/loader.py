@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ebm.accepted import whole
 from ebm.data.beton import Beton
 from ebm.data.manifest import Manifest
 from ebm.data.order import batch_indices, local_rows, steps_per_epoch
@@ -100,10 +101,8 @@ class Dataset:
         """
         rows = local_rows(batch, rank, world)
         steps_per_epoch(count=self.count, batch=batch)
-        if start < 0:
-            raise ValueError(f"start: {start!r} is not accepted; it must be a step from 0")
-        if workers < 1:
-            raise ValueError(f"workers: {workers!r} is not accepted; FFCV needs at least 1 thread")
+        whole(0, start=start)
+        whole(1, workers=workers)
         if ffcv:
             import_ffcv()  # in this thread and not in the reading one, as it sets torch's threads back
         reader = Reader(dataset=self, batch=batch, seed=seed, rows=rows, device=torch.device(device), workers=workers,

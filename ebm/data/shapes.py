@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ebm.accepted import whole
 from ebm.data.sources import Pixels, Source
 
 Array = NDArray[np.float32]
@@ -23,9 +24,9 @@ def shapes(*, count: int, size: int, seed: int) -> Source:
 
     Raises ValueError if ``count`` is below 1, ``size`` below 8 or ``seed`` negative.
     """
-    for field, value, least in (("count", count, 1), ("size", size, 8), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{field}: {value!r} is not accepted; it must be at least {least}")
+    whole(1, count=count)
+    whole(8, size=size)
+    whole(0, seed=seed)
 
     def images() -> Iterator[Pixels]:
         for first in range(0, count, 64):  # 64 at a time stay in the processor's cache

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ebm.accepted import whole
 from ebm.arrays import array_in
 
 Pixels = NDArray[np.uint8]
@@ -36,7 +37,7 @@ def cifar10(root: str | Path, *, train: bool, download: bool) -> Source:
     """CIFAR-10 (Krizhevsky 2009), 50,000 training or 10,000 test images of 32 x 32, checked by MD5.
 
     ``root`` is the folder that holds (or is) ``cifar-10-batches-py``, or where ``download`` puts it. Asking for its
-    images raises FileNotFoundError if they are neither there nor to be had.
+    images raises FileNotFoundError if they are not there and can't be downloaded.
     """
     root = Path(root).parent if Path(root).name == "cifar-10-batches-py" else Path(root)
 
@@ -48,9 +49,9 @@ def cifar10(root: str | Path, *, train: bool, download: bool) -> Source:
                 warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
                 data = CIFAR10(str(root), train=train, download=download).data
         except (OSError, RuntimeError) as error:
-            cure = f"and none to be fetched ({error})" if download else "and its download is not allowed"
-            raise FileNotFoundError(f"{root}: no intact cifar-10-batches-py there, {cure}; "
-                                    "give the folder that holds it") from error
+            why = f"the download failed ({error})" if download else "downloading was not allowed"
+            raise FileNotFoundError(f"{root}: no intact CIFAR-10 there, and {why}; "
+                                    "give the folder that holds cifar-10-batches-py") from error
         yield from data
 
     return Source(name=f"cifar10 {'train' if train else 'test'}", count=50_000 if train else 10_000, images=images)
@@ -104,8 +105,7 @@ def folder(path: str | Path, *, size: int) -> Source:
     Raises as `picture_files` does, and ValueError if ``size`` is below 1; an unreadable file raises ValueError when reached.
     """
     path = Path(path)
-    if size < 1:
-        raise ValueError(f"size: {size!r} is not accepted; it must be at least 1 pixel")
+    whole(1, size=size)
     files = picture_files(path)
     listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)
     return Source(name=f"folder {path.resolve().name} at {size} pixels, listing {short_digest(listing.encode())}",

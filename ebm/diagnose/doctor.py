@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ebm.accepted import whole
 from ebm.diagnose.calibration import GREY, Calibration, calibrate, levels_around
 from ebm.diagnose.curvature import Curvature, curvature
 from ebm.diagnose.facts import CurvatureAt, Facts, Finding
@@ -41,8 +42,7 @@ class Effort:
     def __post_init__(self) -> None:
         least = {"samples": 2, "calibration": 4, "levels": 1, "states": 2, "curvature": 1, "iterations": 2, "components": 1}
         for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not accepted; it must be at least {value}")
+            whole(value, **{name: getattr(self, name)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ebm.accepted import positive, whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -17,9 +19,8 @@ class Budget:
     clip: float
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "micro_batch", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not accepted; it must be positive")
+        whole(1, images=self.images, batch=self.batch, micro_batch=self.micro_batch)
+        positive(clip=self.clip)
 
     @property
     def steps(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ebm.accepted import whole
 from ebm.files import write_atomically
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
@@ -40,8 +41,7 @@ class Checkpoints:
     """The checkpoints of one run: the last ``keep`` and the best by held-out loss."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        if keep < 1:
-            raise ValueError(f"keep: {keep!r} is not accepted; it must be at least 1")
+        whole(1, keep=keep)
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:

@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from ebm.accepted import positive
+from ebm.accepted import positive, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,7 @@ class LearningRate(ABC):
 
     def __post_init__(self) -> None:
         positive(peak=self.peak)
-        if self.warmup < 0:
-            raise ValueError(f"warmup: {self.warmup!r} is not accepted; it must be 0 images or more")
+        whole(0, warmup=self.warmup)
 
     def __call__(self, images: int, total: int) -> float:
         """The rate once ``images`` of ``total`` images have been seen."""

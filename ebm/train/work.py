@@ -1,12 +1,11 @@
 """How much arithmetic a training step is, and how much a GPU could do: the share of its peak that a run reaches."""
 from __future__ import annotations
 
-import copy
 import re
 
 import torch
 
-from ebm.energy import Energy, Preconditioned
+from ebm.energy import Energy, Preconditioned, on_meta
 
 # Dense peaks of half precision in FLOP/s, from NVIDIA's data sheets; the first whose words are all in the GPU's name counts.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "A30": 165e12, "L40S": 362e12,
@@ -21,7 +20,7 @@ def flop_per_image(model: Preconditioned, shape: tuple[int, int, int]) -> float:
     from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second that only runs on a known GPU need
 
     y = torch.zeros(1, *shape, device="meta")
-    network = copy.deepcopy(model.network).to("meta", torch.float32)
+    network = on_meta(model.network)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(y, y[:, 0, 0, 0])
     return float(counter.get_total_flops()) * (6 if isinstance(model, Energy) else 3)
