@@ -15,8 +15,9 @@ class NotRecordableError(RuntimeError):
 
 
 class Recorded:
-    """``work(*inputs)``, tensors of unchanging shapes to a tensor, with gradients of ``parameters``: a graph from its fourth
-    call on.
+    """Calls ``work(*inputs)`` as it is three times, then records it as a CUDA graph and replays that.
+
+    ``work`` takes tensors of unchanging shapes, returns a tensor and leaves gradients in ``parameters``.
 
     Gradients are None before each call; after it they, and what it returns, hold until the next one. The graph keeps the memory
     of its work, so that what is done between steps needs its own. Raises NotRecordableError in the fourth call.

@@ -113,8 +113,8 @@ class Trainer:
         return ended
 
     def parallelise(self) -> None:
-        """Makes the processes one run: by DistributedDataParallel, or, as a graph can't hold what it communicates, by adding
-        up the gradients after the graph."""
+        """Prepares for several processes: by DistributedDataParallel, or, since a CUDA graph can't hold its communication, by
+        parameters made equal here and gradients averaged after each replay."""
         if self.cuda_graph:
             self.world.broadcast([*self.model.parameters(), *self.model.buffers()])
         else:
@@ -145,7 +145,7 @@ class Trainer:
         return torch.cat(losses)
 
     def draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise levels (b,) and noise (b, C, H, W): the rows of the global batch's that are this process's."""
+        """This process's rows of the global batch's noise levels, (b,), and noise, (b, C, H, W)."""
         # Drawn whole on every process, so that an image's noise depends on (seed, step, its place in the batch) alone.
         batch, here = self.budget.batch, local_rows(self.budget.batch, self.world.rank, self.world.size)
         source = generator(images.device, self.seed, "noise", self.step)
@@ -154,7 +154,7 @@ class Trainer:
         return sigma[here], noise[here]
 
     def vote(self, losses: Tensor, sigma: Tensor, norm: Tensor) -> bool:
-        """Adds this step's numbers over all processes and reads those of the step before, which the device has by now.
+        """Sums this step's numbers over all processes and reads those of the step before, which the device has finished by now.
 
         Raises NonFiniteError on every process at the same step; the scaler has kept the parameters as they were.
         """
@@ -229,7 +229,7 @@ class Trainer:
         return max(0, times.get("backward_comm_time", 0) - times.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes up a state made by `state`; raises RuntimeError where it is of another model."""
+        """Loads a state made by `state`; raises RuntimeError if it is another model's."""
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
