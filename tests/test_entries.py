@@ -165,7 +165,8 @@ def test_help_tells_of_what_is_chosen_and_accepted_alone(
 
 
 @pytest.mark.parametrize(("config", "choice"), [
-    *(("train", f"{group}={choice}") for group in ("model", "schedule", "sampler", "objective", "average", "experiment", "data")
+    *(("train", f"{group}={choice}") for group in (
+        "model", "model/network", "schedule", "sampler", "sampler/grid", "objective", "average", "experiment", "data")
       for choice in choices(group)),
     *(("sample", f"task={choice}") for choice in choices("task")),
     ("evaluate", "extractor=torchscript"), ("diagnose", "sampler=heun")])
@@ -192,13 +193,20 @@ def test_a_list_is_called_one() -> None:
         build(settings, key="network")
 
 
+def test_an_object_that_no_group_offers_is_asked_for_by_its_target() -> None:
+    settings = OmegaConf.create({"_target_": "ebm.energy.DirectScore", "network": None, "sigma_data": 0.5})
+    with pytest.raises(ValueError, match=r"^score\.network: None is not accepted; it must have a _target_ that makes Module$"):
+        build(settings, key="score")
+
+
 def test_a_target_without_types_takes_what_it_is_given() -> None:
     node = OmegaConf.create({"_target_": "textwrap.indent", "text": "a", "prefix": "b", "predicate": None})
     assert build(node, key="model") == "ba"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["task=inpaint"], "task: not a group of this config; groups: average, data, experiment, model, model/head, objective, "),
+    (["task=inpaint"],
+     "task: not a group of this config; groups: average, data, experiment, model, model/head, model/network, "),
     (["experiment=journy/noise"], "experiment=journy/noise: no such choice; accepted: dual, energy_vs_score/inner_product, "),
     (["--batch", "64"], "--batch: no such flag; a setting is written key=value, as in seed=1, and --help lists them\n"),
     (["budget.batch", "64"], "budget.batch: can't be read; a setting is written key=value, a list as key=[1,2]\n"),

@@ -63,7 +63,7 @@ REFUSED = {
     "optimizer.betas=[0.9]": "optimizer.betas: [0.9] is not accepted; it must be two numbers",
     "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
     "average.rules=[1]": "average.rules.0: 1 is not accepted; it must have a _target_",
-    "model.network=null": "model.network: None is not accepted; it must have a _target_ that makes Module",
+    "model.network=null": "model.network: None is not accepted; choose by model/network=<choice>: unet, unet_full",
     "schedule.sigma_max=0": "schedule.sigma_max: 0 is not accepted",
     "data.train=nowhere.beton": "data.train: nowhere.beton: no such data file",
     "data.test=nowhere.beton": "data.test: nowhere.beton: no such data file",

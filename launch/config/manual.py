@@ -36,7 +36,7 @@ def headed(group: str, choice: str) -> list[str]:
         place = match[1].replace("_global_", "none")
     place = place or folder.replace("/", ".")
     title = f"{folder}={choice}" + (f", whose keys begin with {place}." if place != "none" else "")
-    texts = [[f"  {line}" for line in body(CONFIGS / f"{name}.yaml")] for name in names]
+    texts = [[f"  {line}" for line in lines] for name in names if (lines := body(CONFIGS / f"{name}.yaml"))]
     return [title, *texts[0], *(line for text in texts[1:] for line in ("  # in place of or beside these:", *text))]
 
 
@@ -52,7 +52,8 @@ def bases(config: str) -> list[str]:
     assert isinstance(tree, DictConfig)
     plain = [one for one in tree.get("defaults", []) if isinstance(one, str) and one not in ("_self_", "entry")]
     here = config.rpartition("/")[0]
-    return [config, *(name for one in plain for name in bases(one[1:] if one.startswith("/") else f"{here}/{one}".lstrip("/")))]
+    names = [one[1:].split("@")[0] if one.startswith("/") else f"{here}/{one}".lstrip("/") for one in plain]
+    return [config, *(base for name in names for base in bases(name))]
 
 
 def choices(group: str) -> list[str]:
