@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Says why a sampler fails on a trained run, and what cures it: `python launch/diagnose.py run=<folder> [sampler=…] [--try]`.
+"""Explains why a sampler fails on a run and how to cure it: `python launch/diagnose.py run=<folder> [sampler=…] [--try]`.
 
-Writes diagnosis.json, diagnosis.png and diagnosis.txt into `out`. One process, one device.
+Writes diagnosis.json, diagnosis.png and diagnosis.txt to `out`. Runs as one process, on one device.
 """
 from __future__ import annotations
 

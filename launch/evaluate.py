@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures a trained run: `python launch/evaluate.py run=<folder> metrics=[quality,likelihood,…] n=<count> sampler=<name>`.
 
-Any number of processes (`torchrun`) gives the same samples and the same figures. Each metric leaves a record: its figures, and
-the protocol by which they were measured. What was interrupted goes on from there.
+Any number of processes (`torchrun`) gives the same samples and figures. Each metric writes a record: its figures and the
+protocol by which they were measured. An interrupted evaluation resumes.
 """
 from __future__ import annotations
 

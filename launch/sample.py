@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Draws samples from a trained run: `python launch/sample.py run=<folder> sampler=<name> n=<count> seed=<int>`.
 
-Image i depends on the seed and on i alone, so any number of processes (`torchrun`) draws the same images; to the last bit on
-a CPU where each has as many threads, whose number orders a convolution's sums. Batches are put aside as they are drawn: what
-was interrupted goes on from there.
+Images depend only on (seed, index), so any number of processes (`torchrun`) draws the same ones (on CPUs, bit for bit only
+with equal thread counts). Finished batches are cached, so an interrupted run resumes.
 """
 from __future__ import annotations
 

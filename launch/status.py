@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How a study stands: `python launch/status.py [study folder]`, the newest of runs/studies if none is given."""
+"""Shows the state of a study: `python launch/status.py [study folder]`; by default, of the newest in runs/studies."""
 from __future__ import annotations
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Submits a study to SLURM as array jobs, or runs it here where there is none: `python launch/sweep.py -m [overrides]`.
 
-Alone it submits the default study; `sweep=<name>` names one of configs/sweep/; values with commas make one of their own.
+`sweep=<name>` selects a study from configs/sweep/; comma-separated values define a new one. Without either, sweep=default runs.
 """
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Trains an energy: `python launch/train.py [overrides]`, or `torchrun --nproc-per-node N launch/train.py [overrides]`.
+"""Trains an energy-based model: `python launch/train.py [overrides]`, or `torchrun --nproc-per-node N launch/train.py …`.
 
-A run whose folder holds a checkpoint goes on from it. Ctrl-C, SIGTERM and SIGUSR2 save at the next step and leave.
+Resumes from the newest checkpoint in the run folder. Ctrl-C, SIGTERM or SIGUSR2 saves after the current step and exits.
 """
 from __future__ import annotations
 

@@ -39,8 +39,9 @@ def targets(node: object, path: str = "") -> list[tuple[str, DictConfig]]:
     return found
 
 
-GROUPS = [(group, choice) for group in ("model", "schedule", "objective", "objective/weighting", "optimizer", "rate", "average",
-                                        "sampler", "experiment", "data") for choice in choices(group)]
+GROUPS = [(group, choice) for group in (
+    "model", "model/network", "schedule", "objective", "objective/weighting", "optimizer", "rate", "average", "sampler",
+    "experiment", "data") for choice in choices(group)]
 
 
 @pytest.mark.parametrize(("group", "choice"), GROUPS, ids=lambda value: value)
@@ -111,6 +112,17 @@ def test_the_full_unet_has_the_papers_size() -> None:
     sizes = [sum(p.numel() for p in model.parameters()) for model in (energy, score)]
     assert 36e6 < sizes[0] < 56e6
     assert abs(sizes[0] - sizes[1]) < 1e-3 * sizes[0], "the control has another size"
+
+
+@pytest.mark.parametrize("size", ["unet", "unet_full"])
+def test_the_control_has_the_energys_network(size: str) -> None:
+    energy, score = (config(f"model={name}").model for name in (size, f"{size}_score"))
+    assert energy.network == score.network == config("model=unet_score", f"model/network={size}").model.network
+
+
+@pytest.mark.parametrize("name", ["cosine", "karras", "loguniform"])
+def test_a_grid_is_the_schedule_of_its_name(name: str) -> None:
+    assert config(f"sampler/grid={name}").sampler.grid == config(f"schedule={name}").schedule
 
 
 def test_a_change_of_what_a_run_is_gets_named_and_of_how_it_runs_does_not() -> None:

@@ -56,7 +56,7 @@ def test_images_that_are_not_held_out_are_not_called_so(tiny: list[str], command
     (["sampler.steps=0"], "sampler.steps: 0 is not accepted"),
     (["effort.samples=1"], "effort.samples: 1 is not accepted; it must be a whole number of at least 2"),
     (["held_out=nowhere.beton"], "held_out: nowhere.beton: no such data file"),
-    (["try=perhaps"], "try: 'perhaps' is not accepted; it must be bool"),
+    (["try=perhaps"], "try: 'perhaps' is not accepted; it must be true or false"),
     (["smapler=heun"], "smapler: no such key"),
 ])
 def test_refusals_are_one_line(bad: list[str], said: str, trained: Path, command: Command, tmp_path: Path) -> None:

@@ -32,15 +32,15 @@ BAD = {
     "modle=unet": "modle: no such key; did you mean model",
     "budget.bach=4": "budget.bach: no such key; did you mean budget.batch",
     "budget.batch=-4": "budget.batch: -4 is not accepted; it must be a whole number of at least 1",
-    "budget.batch=many": "budget.batch: 'many' is not accepted; it must be int",
+    "budget.batch=many": "budget.batch: 'many' is not accepted; it must be an integer",
     "budget.batch=1000": "budget.batch: 1000 is not accepted; it must be from 1 to the data set's 60 images",
-    "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be int",
-    "data.flip=no": "data.flip: 'no' is not accepted; it must be bool",
-    "compile=1": "compile: 1 is not accepted; it must be bool",
+    "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be an integer",
+    "data.flip=no": "data.flip: 'no' is not accepted; it must be true or false",
+    "compile=1": "compile: 1 is not accepted; it must be true or false",
     "run=/dev/null/run": f"node {node()}: [Errno 20] Not a directory: '/dev/null/run'",
     "run=": "run: '' is not accepted; it must be a path",
-    "run=null": "run: None is not accepted; it must be str",
-    "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be float",
+    "run=null": "run: None is not accepted; it must be a string",
+    "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be a number",
     "rate.peak=-1": "rate.peak: -1 is not accepted; it must be a positive number",
     "average.rules.0.sigma_rel=5": "average.rules.0.sigma_rel: 5 is not accepted",
     "schedule.sigma_min=-1": "schedule.sigma_min: -1 is not accepted; it must be a positive number",
@@ -51,28 +51,28 @@ BAD = {
     "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
     "track=null": "track=null: no such choice; accepted: none, wandb",
     "model=3": "model=3: no such choice; accepted: cnn, cnn_sigma,",
-    "average.rules=3": "average.rules: 3 is not accepted; it must be a list: see configs/average/",
+    "average.rules=3": "average.rules: 3 is not accepted; it must be a list, as in configs/average/",
     "hang_seconds=1e11": "hang_seconds: 100000000000.0 is not accepted; it must be at most 1000000000.0",
     "device=tpu": "device: 'tpu' is not accepted; choose auto, cuda or cpu",
-    "optimizer.eps=abc": "optimizer.eps: 'abc' is not accepted; it must be float",
+    "optimizer.eps=abc": "optimizer.eps: 'abc' is not accepted; it must be a number",
     "optimizer.eps=-1": "optimizer: Invalid epsilon value",
     "optimizer.betas=[0.9]": "optimizer.betas: [0.9] is not accepted; it must be two numbers, as in [0.9,0.99]",
     "optimizer.betas=3": "optimizer.betas: 3 is not accepted; it must be two numbers",
     "optimizer.betas=[a,b]": "optimizer: {'betas': ['a', 'b'], 'eps': 1e-08, 'fused': True} is not accepted (",
-    "++optimizer.lr=0.1": "optimizer.lr: 0.1 is not accepted; the rate is its own part, see rate.peak",
-    "model.head=pooled": "model.head: 'pooled' is not accepted; choose by model/head=<choice>: inner_product, pooled",
+    "++optimizer.lr=0.1": "optimizer.lr: 0.1 is not accepted; the learning rate is set by rate.peak",
+    "model.head=pooled": "model.head: 'pooled' is not accepted; select with model/head=<name>: inner_product, pooled",
     "data=beton": "data.name: no value is given, and there is no default; add data.name=<value>",
-    "objective.weighting=edm": "objective.weighting: 'edm' is not accepted; choose by objective/weighting=<choice>: edm,",
-    "sampler.grid=karras": "sampler.grid: 'karras' is not accepted; choose by sampler/grid=<choice>: cosine, geometric, karras",
+    "objective.weighting=edm": "objective.weighting: 'edm' is not accepted; select with objective/weighting=<name>: edm,",
+    "sampler.grid=karras": "sampler.grid: 'karras' is not accepted; select with sampler/grid=<name>: cosine, geometric, karras",
     "timeout_seconds=inf": "timeout_seconds: inf is not accepted; it must be a finite number",
-    "seed=abc": "seed: 'abc' is not accepted; it must be int",
+    "seed=abc": "seed: 'abc' is not accepted; it must be an integer",
     "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
     "sampler.steps=0": "sampler.steps: 0 is not accepted",
     "sampler.grid.sigma_max=0": "sampler.grid.sigma_max: 0 is not accepted",
     "data.train=nowhere.beton": "data.train: nowhere.beton: no such data file; make it with tools/prepare_data.py",
-    "data.train=null": "data.train: None is not accepted; it must be str",
+    "data.train=null": "data.train: None is not accepted; it must be a string",
     "data.test=nowhere.beton": "data.test: nowhere.beton: no such data file; make it with tools/prepare_data.py",
-    "data.test=[1]": "data.test: [1] is not accepted; it must be str",
+    "data.test=[1]": "data.test: [1] is not accepted; it must be a string",
     "+model/head=inner_product": "model: its network turns images (3, 16, 16) into (1, 4, 4)",
     "model.network.width=-8": "model.network.width: -8 is not accepted; it must be a whole number of at least 1",
     "model.network.levels=-1": "model.network.levels: -1 is not accepted; it must be a whole number of at least 0",
@@ -159,13 +159,14 @@ def test_help_tells_of_what_is_chosen_and_accepted_alone(
     monkeypatch.setattr(sys, "argv", ["sample.py", "sampler=annealed", "--help"])
     run(sample.main, config="sample")
     text = capfd.readouterr().out
-    for word in ("n: 64", "steps_per_level: 5", "step size over σ²", "whose keys begin with sampler.grid.", "(annealed)"):
+    for word in ("n: 64", "steps_per_level: 5", "in units of σ²", "(settings: sampler.grid.*)", "(annealed)"):
         assert word in text, f"--help doesn't say {word}"
     assert "model=" not in text, "a group that sampling refuses"
 
 
 @pytest.mark.parametrize(("config", "choice"), [
-    *(("train", f"{group}={choice}") for group in ("model", "schedule", "sampler", "objective", "average", "experiment", "data")
+    *(("train", f"{group}={choice}") for group in (
+        "model", "model/network", "schedule", "sampler", "sampler/grid", "objective", "average", "experiment", "data")
       for choice in choices(group)),
     *(("sample", f"task={choice}") for choice in choices("task")),
     ("evaluate", "extractor=torchscript"), ("diagnose", "sampler=heun")])
@@ -183,13 +184,19 @@ def test_help_of_a_study_has_every_key_of_a_cluster(choice: str) -> None:
     text = "\n".join(headed("cluster", choice))
     for key in OmegaConf.load(CONFIGS / "cluster" / "site.yaml"):
         assert f"\n  {key}: " in text
-    assert text.startswith(f"cluster={choice}, whose keys begin with hydra.launcher.\n")
+    assert text.startswith(f"cluster={choice} (settings: hydra.launcher.*)\n")
 
 
 def test_a_list_is_called_one() -> None:
     settings = OmegaConf.create({"_target_": "ebm.nets.unet.UNet", "channels": 3, "width": 8, "multipliers": 2})
-    with pytest.raises(ValueError, match=r"^network\.multipliers: 2 is not accepted; it must be a list of int, as in \[1,2\]"):
+    with pytest.raises(ValueError, match=r"^network\.multipliers: 2 is not accepted; .* a list of integers, as in \[1,2\]$"):
         build(settings, key="network")
+
+
+def test_an_object_that_no_group_offers_is_asked_for_by_its_target() -> None:
+    settings = OmegaConf.create({"_target_": "ebm.energy.DirectScore", "network": None, "sigma_data": 0.5})
+    with pytest.raises(ValueError, match=r"^score\.network: None is not accepted; it must have a _target_ that builds Module$"):
+        build(settings, key="score")
 
 
 def test_a_target_without_types_takes_what_it_is_given() -> None:
@@ -198,7 +205,8 @@ def test_a_target_without_types_takes_what_it_is_given() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["task=inpaint"], "task: not a group of this config; groups: average, data, experiment, model, model/head, objective, "),
+    (["task=inpaint"],
+     "task: not a group of this config; groups: average, data, experiment, model, model/head, model/network, "),
     (["experiment=journy/noise"], "experiment=journy/noise: no such choice; accepted: dual, energy_vs_score/inner_product, "),
     (["--batch", "64"], "--batch: no such flag; a setting is written key=value, as in seed=1, and --help lists them\n"),
     (["budget.batch", "64"], "budget.batch: can't be read; a setting is written key=value, a list as key=[1,2]\n"),

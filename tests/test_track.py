@@ -270,8 +270,8 @@ def config(**values: object) -> DictConfig:
 @pytest.mark.parametrize(("bad", "said"), [
     ({"mode": "loud"}, "track.mode: 'loud' is not accepted; choose auto, online, offline, disabled"),
     ({"mode": "wandb"}, "track.mode: 'wandb' is not accepted"),
-    ({"project": 3}, "track.project: 3 is not accepted; it must be str"),
-    ({"checkpoints": "yes"}, "track.checkpoints: 'yes' is not accepted; it must be bool"),
+    ({"project": 3}, "track.project: 3 is not accepted; it must be a string"),
+    ({"checkpoints": "yes"}, "track.checkpoints: 'yes' is not accepted; it must be true or false"),
     ({"finish_seconds": -1}, "track.finish_seconds: -1 is not accepted; it must be at least 0"),
 ])
 def test_bad_values_are_named(bad: dict[str, object], said: str) -> None:

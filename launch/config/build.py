@@ -1,4 +1,4 @@
-"""From a config to objects: the only caller of Hydra's instantiate, and the check of every value before it."""
+"""Builds objects from a config: the only caller of Hydra's `instantiate`, which checks every value first."""
 from __future__ import annotations
 
 import contextlib
@@ -21,16 +21,18 @@ from pydantic import TypeAdapter, ValidationError
 from launch.config.manual import choices
 
 SCALARS = (int, float, bool, str, type(None))
+WORDS = {int: ("an integer", "integers, as in [1,2]"), float: ("a number", "numbers, as in [0.5,1]"),
+         str: ("a string", "strings, as in [a,b]"), bool: ("true or false", "true and false"), type(None): ("null", "nulls")}
 
 
 def build(node: DictConfig, *, key: str) -> Any:
-    """The object that ``node`` describes; raises ValueError that names the key, the value and what is accepted."""
+    """The object that ``node`` describes; raises ValueError, naming the key, its value and what is accepted."""
     check(node, key=key)
-    alone = OmegaConf.create(OmegaConf.to_container(node, resolve=True))  # Hydra then names what is inside from here on
+    alone = OmegaConf.create(OmegaConf.to_container(node, resolve=True))  # Hydra's errors then name keys relative to this node
     with naming(f"{key}."):
         try:
             return instantiate(alone, _convert_="all")
-        except InstantiationException as error:  # wraps what a constructor raises, and says of which part
+        except InstantiationException as error:  # wraps what a constructor raises, and says for which part
             inner = re.search(r"full_key: (\S+)", str(error))
             with naming(f"{inner[1]}." if inner else ""):
                 raise (error.__cause__ or error) from error
@@ -38,8 +40,10 @@ def build(node: DictConfig, *, key: str) -> Any:
 
 @contextlib.contextmanager
 def naming(prefix: str, *also: type[Exception]) -> Iterator[None]:
-    """Context in which a refusal begins with ``prefix``, so that an argument is named as the user wrote it; PyTorch refuses
-    by other errors ``also``."""
+    """Context that puts ``prefix`` before the message of a refusal, so that an argument is named as the user wrote it.
+
+    Refusals are ValueError, TypeError and the types ``also``, such as those PyTorch raises; all leave as ValueError.
+    """
     refusals: tuple[type[Exception], ...] = (ValueError, TypeError, *also)
     try:
         yield
@@ -48,7 +52,10 @@ def naming(prefix: str, *also: type[Exception]) -> Iterator[None]:
 
 
 def check(node: Any, *, key: str) -> None:
-    """Holds every value below ``node`` against the signature of the ``_target_`` it goes to: signatures are the schema."""
+    """Checks every value below ``node`` against the signature of the ``_target_`` it goes to: signatures are the schema.
+
+    Raises ValueError for a key that the signature lacks and for a value of another type.
+    """
     if isinstance(node, ListConfig):
         for index, item in enumerate(node):
             check(item, key=f"{key}[{index}]")
@@ -65,7 +72,7 @@ def check(node: Any, *, key: str) -> None:
 
 
 def signature(node: DictConfig) -> dict[str, Any]:
-    """Names and types of the parameters of a node's target; empty where its types can't be read."""
+    """Names and types of the parameters of a node's target; the type is Any where it can't be read."""
     target = get_object(node["_target_"])
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -76,38 +83,42 @@ def signature(node: DictConfig) -> dict[str, Any]:
 
 
 def check_type(value: Any, expected: Any, *, key: str) -> None:
-    """Raises ValueError where a plain value can't be what its parameter takes; objects check themselves."""
+    """Raises ValueError if a plain value isn't of the type its parameter takes; objects check themselves."""
     if isinstance(value, SCALARS) and is_object(expected):
         group = key.replace(".", "/")
         accepted = ", ".join(choices(group))
-        raise ValueError(f"{key}: {value!r} is not accepted; " + (f"choose by {group}=<choice>: {accepted}" if accepted else
-                                                                  f"it must have a _target_ that makes {words(expected)}"))
+        raise ValueError(f"{key}: {value!r} is not accepted; " + (f"select with {group}=<name>: {accepted}" if accepted else
+                                                                  f"it must have a _target_ that builds {words(expected)}"))
     if isinstance(value, DictConfig) or not is_plain(expected):
         return
     plain = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
     try:
-        TypeAdapter(expected).validate_python(plain, strict=True)  # lax would take "no" for a bool and leave it as it is
+        TypeAdapter(expected).validate_python(plain, strict=True)  # lax mode would accept "no" as a bool, and leave it a string
     except ValidationError as error:
-        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {words(expected)} "
-                         f"({error.errors()[0]['msg'].lower()})") from error
+        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {words(expected)}") from error
 
 
 def words(expected: Any) -> str:
-    """A type as people call it."""
-    if typing.get_origin(expected) in (list, Sequence):
-        return f"a list of {words(typing.get_args(expected)[0])}, as in [1,2]"
-    return str(expected if typing.get_args(expected) else getattr(expected, "__name__", expected))
+    """A type in words, as in "an integer or null"."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(words(one) for one in arguments)
+    if origin in (list, Sequence) and arguments[0] in WORDS:
+        return f"a list of {WORDS[arguments[0]][1]}"
+    if origin is Callable:
+        return "a function"
+    return WORDS[expected][0] if expected in WORDS else str(getattr(expected, "__name__", expected))
 
 
 def is_object(expected: Any) -> bool:
-    """Whether a type is a class or a function, which no number or text in a config can be."""
+    """Whether a type is a class or a function, which no plain value in a config can be."""
     if typing.get_origin(expected) is not None:
         return typing.get_origin(expected) is Callable
     return inspect.isclass(expected) and expected not in (*SCALARS, Any, object) and not issubclass(expected, os.PathLike)
 
 
 def is_plain(expected: Any) -> bool:
-    """Whether a type is made of numbers, strings, booleans, None and sequences of them."""
+    """Whether a type is made up of numbers, strings, booleans, None and sequences of them."""
     if typing.get_origin(expected) is None:
         return expected in SCALARS
     arguments = [argument for argument in typing.get_args(expected) if argument is not Ellipsis]
@@ -117,7 +128,7 @@ def is_plain(expected: Any) -> bool:
 
 
 def plain(cfg: DictConfig, key: str, kind: type, *, least: float | None = None, most: float | None = None) -> Any:
-    """The value of a key that goes to no target; raises ValueError where it isn't of its kind or out of its range."""
+    """The value of a key that goes to no ``_target_``; raises ValueError if it is of another type or out of range."""
     value = OmegaConf.select(cfg, key, throw_on_missing=True)
     check_type(value, kind, key=key)
     if kind is float and not math.isfinite(value):
@@ -130,7 +141,7 @@ def plain(cfg: DictConfig, key: str, kind: type, *, least: float | None = None, 
 
 
 def place(cfg: DictConfig, key: str) -> Path:
-    """The value of a key that names a file or a folder; raises ValueError where it is no text or none."""
+    """The path of a file or folder that a key names; raises ValueError if it is empty or not a string."""
     value = plain(cfg, key, str)
     if not value:
         raise ValueError(f"{key}: '' is not accepted; it must be a path")
@@ -138,13 +149,13 @@ def place(cfg: DictConfig, key: str) -> Path:
 
 
 def seed(cfg: DictConfig) -> int:
-    """The key that everything random is made from; raises ValueError for one that PyTorch's generators don't take."""
+    """The seed of everything random; raises ValueError for one that PyTorch's generators don't take."""
     value: int = plain(cfg, "seed", int, least=0, most=2**63 - 1)
     return value
 
 
 def best_precision(device: torch.device) -> str:
-    """bf16 where the device computes in it faster than in float32, else fp16 on a GPU and fp32 on a CPU."""
+    """bf16 if the device computes faster in it than in float32, else fp16 on a GPU and fp32 on a CPU."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()

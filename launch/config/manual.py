@@ -1,8 +1,9 @@
-"""What `--help` prints: how an entry is called, the choices of each group, and every key with its value and its comment."""
+"""What `--help` prints: usage, the choices of every config group, and every key with its value and its comment."""
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,52 +12,64 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def manual(config: str, chosen: Mapping[str, str | None], about: str) -> str:
-    """The help of the entry ``config``, with the keys of what is ``chosen`` for each of its groups."""
-    call = f"python launch/{config}.py" + (" -m" if config == "sweep" else "")
-    lines = [*about.strip().splitlines(), "", f"{call} [group=choice …] [key=value …]", "",
-             "Choices, one override each (what is chosen now):", ""]
+    """The help text of the entry ``config``, with the settings of the choice that is ``chosen`` in each group."""
+    call = f"python launch/{config}.py"
+    multirun = " -m" if config == "sweep" else ""
+    lines = [*about.strip().splitlines(), "", f"Usage: {call}{multirun} [group=name ...] [key=value ...]", "",
+             "Config groups (current choice in parentheses); select with group=name:", ""]
     lines += [f"  {group}=  {', '.join(choices(group)) or '-'}  ({choice or 'none'})"
               for group, choice in sorted(chosen.items()) if "@" not in group]
-    lines += ["", "Keys, the values they have and what they mean; each can be given another: key=value."]
+    lines += ["", "Settings and their current values; override with key=value:"]
     for name in bases(config):
         lines += ["", *body(CONFIGS / f"{name}.yaml")]
     for group, choice in chosen.items():
         if choice is not None:
             lines += ["", *headed(group, choice.removesuffix(".yaml"))]
-    lines += ["", "Other flags: --cfg job (print the config and stop), --hydra-help. --help with choices tells of these:",
-              f"python launch/{config}.py sampler=langevin --help"]
+    lines += ["", "To see the settings of other choices, add them before --help:", f"  {call} sampler=langevin --help",
+              "Other flags: --cfg job (print the config and exit), --hydra-help"]
     return "\n".join(lines)
 
 
 def headed(group: str, choice: str) -> list[str]:
-    """What a choice of a group sets, under the name that its keys begin with, after what it is made of."""
+    """The settings of a group's choice, under a heading that says how their keys begin and what the choice is; those of the
+    configs that it builds on come first."""
     folder, _, place = group.partition("@")
     names = bases(f"{folder}/{choice}")[::-1]
     if match := re.match(r"# @package (\S+)", (CONFIGS / f"{names[-1]}.yaml").read_text()):
         place = match[1].replace("_global_", "none")
     place = place or folder.replace("/", ".")
-    title = f"{folder}={choice}" + (f", whose keys begin with {place}." if place != "none" else "")
-    texts = [[f"  {line}" for line in body(CONFIGS / f"{name}.yaml")] for name in names]
-    return [title, *texts[0], *(line for text in texts[1:] for line in ("  # in place of or beside these:", *text))]
+    title = f"{folder}={choice}" + (f" (settings: {place}.*)" if place != "none" else "")
+    texts = [body(CONFIGS / f"{name}.yaml") for name in names]
+    lines = next((about for text in reversed(texts) if (about := heading(text))), [])
+    blocks = [settings for text in texts if (settings := text[len(heading(text)):])]
+    for index, settings in enumerate(blocks):
+        lines += ["# changes and additions:", *settings] if index else settings
+    return [title, *(f"  {line}" for line in lines)]
+
+
+def heading(text: list[str]) -> list[str]:
+    """The comment with which a config begins."""
+    return [*takewhile(lambda line: line.startswith("#"), text)]
 
 
 def body(path: Path) -> list[str]:
-    """A config's text without its defaults, which are choices."""
+    """The text of a config without its defaults, which are shown as choices."""
     text = re.sub(r"^defaults:\n(?:[ #].*\n|\n)+", "", path.read_text(), flags=re.MULTILINE)
     return [line for line in text.splitlines() if not re.match(r"# @package|_partial_:", line)]
 
 
 def bases(config: str) -> list[str]:
-    """The configs that one is made of, its own first, without what all entries have and no reader can use."""
+    """A config and those that it builds on, itself first; without entry.yaml, which holds nothing for a user to set."""
     tree = OmegaConf.load(CONFIGS / f"{config}.yaml")
     assert isinstance(tree, DictConfig)
     plain = [one for one in tree.get("defaults", []) if isinstance(one, str) and one not in ("_self_", "entry")]
     here = config.rpartition("/")[0]
-    return [config, *(name for one in plain for name in bases(one[1:] if one.startswith("/") else f"{here}/{one}".lstrip("/")))]
+    names = [one[1:].split("@")[0] if one.startswith("/") else f"{here}/{one}".lstrip("/") for one in plain]
+    return [config, *(base for name in names for base in bases(name))]
 
 
 def choices(group: str) -> list[str]:
-    """Names that a group accepts; an experiment's may lie in a folder, where another group's would be a group of its own."""
+    """The names that a group accepts; experiments may lie in folders, which in any other group would be groups of their own."""
     folder = CONFIGS / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in
                   (folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")))

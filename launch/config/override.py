@@ -1,14 +1,16 @@
-"""One override of a command line, in Hydra's grammar."""
+"""A single override of the command line, in Hydra's grammar."""
 from __future__ import annotations
 
 from pathlib import Path
 
+ELSEWHERE = {"optimizer.lr": "the learning rate is set by rate.peak"}  # keys that users expect, and what stands in for them
+
 
 def key(override: str) -> str:
-    """What an override sets."""
+    """The key or group that an override sets."""
     return override.lstrip("+~").split("=", 1)[0].split("@")[0]
 
 
 def quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar."""
+    """A path, quoted as a value in Hydra's grammar."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

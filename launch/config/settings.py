@@ -1,5 +1,4 @@
-"""What a training is told besides its parts: the kind and range of every key that goes to no target, for a run and for a
-study's check alike."""
+"""The settings of a training run that go to no `_target_`: the type and range of each, for a run and for a study's check."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -13,9 +12,10 @@ from ebm.precision import DTYPES
 from ebm.train.budget import Budget
 from ebm.train.distributed import check_device_name
 from launch.config.build import best_precision, build, naming, plain, seed
+from launch.config.override import ELSEWHERE
 
-LONGEST = 1e9  # seconds, some thirty years: what waits has no clock for more
-SETTINGS: dict[str, tuple[type, float | None]] = {  # kind and least value
+LONGEST = 1e9  # seconds, some thirty years: the clocks that time a wait hold no more
+SETTINGS: dict[str, tuple[type, float | None]] = {  # type and smallest value
     "compile": (bool, None), "data.flip": (bool, None), "data.dequantise": (bool, None), "data.loader": (str, None),
     "data.workers": (int, 1), "data.resident_bytes": (int, 0),
     "log_every": (int, 1), "save.every": (int, 1), "save.keep": (int, 1), "save.held_out": (int, 0),
@@ -27,13 +27,13 @@ SETTINGS: dict[str, tuple[type, float | None]] = {  # kind and least value
 
 
 def setting(cfg: DictConfig, key: str) -> Any:
-    """The value of a key; raises ValueError where it isn't of its kind or out of its range."""
+    """The value of a key; raises ValueError if it is of another type or out of range."""
     kind, least = SETTINGS[key]
     return plain(cfg, key, kind, least=least, most=LONGEST if key.endswith("_seconds") else None)
 
 
 def switch(cfg: DictConfig, key: str, *, auto: bool) -> bool:
-    """The value of a key that is true, false, or "auto", which then means ``auto``; raises ValueError for another."""
+    """The value of a key that is true, false or "auto", which stands for ``auto``; raises ValueError for any other."""
     value = cfg[key]
     if value != "auto" and not isinstance(value, bool):
         raise ValueError(f"{key}: {value!r} is not accepted; choose auto, true or false")
@@ -41,7 +41,7 @@ def switch(cfg: DictConfig, key: str, *, auto: bool) -> bool:
 
 
 def cuda_graph(cfg: DictConfig, *, gpu: bool) -> bool:
-    """Whether a step is recorded as a CUDA graph: "auto" for where that works."""
+    """Whether training steps are recorded as a CUDA graph; "auto" means wherever that works."""
     works = gpu and not setting(cfg, "compile")
     wanted = switch(cfg, "cuda_graph", auto=works)
     if wanted and not works:
@@ -50,35 +50,36 @@ def cuda_graph(cfg: DictConfig, *, gpu: bool) -> bool:
 
 
 def precision(cfg: DictConfig, device: torch.device, *, before: str | None = None) -> str:
-    """The precision asked for, or the one that "auto" means: what it was ``before``, or what the device is best at."""
+    """The requested precision; "auto" means the one used ``before``, if any, else the best for the device."""
     if cfg.precision not in ("auto", *DTYPES):
         raise ValueError(f"precision: {cfg.precision!r} is not accepted; choose auto, {', '.join(DTYPES)}")
     return before or best_precision(device) if cfg.precision == "auto" else str(cfg.precision)
 
 
 def rules(cfg: DictConfig) -> list[Any]:
-    """The rules by which averages of the parameters are made, one at least."""
+    """The rules of the parameter averages, at least one."""
     if not OmegaConf.is_list(cfg.average.rules):
-        raise ValueError(f"average.rules: {cfg.average.rules!r} is not accepted; it must be a list: see configs/average/")
+        raise ValueError(f"average.rules: {cfg.average.rules!r} is not accepted; it must be a list, as in configs/average/")
     if not cfg.average.rules:
         raise ValueError("average.rules: [] is not accepted; it must name at least one average")
     for index, rule in enumerate(cfg.average.rules):
         if not isinstance(rule, DictConfig):
-            raise ValueError(f"average.rules.{index}: {rule!r} is not accepted; it must have a _target_: see configs/average/")
+            raise ValueError(f"average.rules.{index}: {rule!r} is not accepted; it must have a _target_, as in "
+                             "configs/average/")
     return [build(rule, key=f"average.rules.{index}") for index, rule in enumerate(cfg.average.rules)]
 
 
 def optimizer(cfg: DictConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of the parameters."""
+    """The optimizer of ``parameters``; raises ValueError for settings that it does not accept."""
     if "lr" in cfg.optimizer:
-        raise ValueError(f"optimizer.lr: {cfg.optimizer.lr!r} is not accepted; the rate is its own part, see rate.peak")
+        raise ValueError(f"optimizer.lr: {cfg.optimizer.lr!r} is not accepted; {ELSEWHERE['optimizer.lr']}")
     betas = cfg.optimizer.get("betas")
     if "betas" in cfg.optimizer and not (OmegaConf.is_list(betas) and len(betas) == 2):
         raise ValueError(f"optimizer.betas: {betas!r} is not accepted; it must be two numbers, as in [0.9,0.99]")
     make = build(cfg.optimizer, key="optimizer")
     try:
         made: torch.optim.Optimizer = make(parameters)
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # torch names no key
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # PyTorch names no key
         settings = {str(key): value for key, value in cfg.optimizer.items() if not str(key).startswith("_")}
         told = error if isinstance(error, ValueError) else f"{settings} is not accepted ({error})"
         raise ValueError(f"optimizer: {told}") from error
@@ -86,7 +87,7 @@ def optimizer(cfg: DictConfig, parameters: Iterable[torch.nn.Parameter]) -> torc
 
 
 def check_settings(cfg: DictConfig) -> Budget:
-    """The budget of a training; raises ValueError for a value that neither its data nor its device could make right."""
+    """The budget of a training run; raises ValueError for a setting that is wrong on any data and any device."""
     seed(cfg)
     for key in SETTINGS:
         setting(cfg, key)
