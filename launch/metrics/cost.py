@@ -31,8 +31,8 @@ class Cost:
 
     def check(self, work: Work) -> None:
         """Raises ValueError for unusable settings, and for images of which nobody knows how they were drawn."""
-        whole(0, **{"metric.cost.warmup": self.warmup})
-        whole(1, **{"metric.cost.batches": self.batches})
+        whole(0, warmup=self.warmup)
+        whole(1, batches=self.batches)
         if str(work.cfg.samples).endswith(".npz"):
             raise ValueError(f"samples: {work.cfg.samples} is not accepted by the metric cost; a file's images may come "
                              "from any sampler")

@@ -45,21 +45,20 @@ class Density:
         if objective != "DualScoreMatching" or not isinstance(work.artist.model, Energy):
             raise ValueError(f"metric.density: a run trained by {objective} is not accepted; its energy is known only up to a "
                              "function of σ: train one with objective=dual")
-        whole(1, **{"metric.density.batch": self.batch, "metric.density.levels": self.levels})
-        chosen(source(self.set, work, metric="density"), self.images, seed=work.artist.seed, metric="density")
+        whole(1, batch=self.batch, levels=self.levels)
+        chosen(source(self.set, work), self.images, seed=work.artist.seed)
         if not 2 <= self.anchors <= work.train.count:
-            raise ValueError(f"metric.density.anchors: {self.anchors} is not accepted; it must be 2 to {work.train.count}")
+            raise ValueError(f"anchors: {self.anchors} is not accepted; it must be 2 to {work.train.count}")
         schedule: NoiseSchedule = build(work.config.schedule, key="schedule")
         low, high = schedule.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         for key, sigma in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
             if not low / 1.001 <= sigma <= high * 1.001:
-                raise ValueError(f"metric.density.{key}: {sigma} is not accepted; the run was trained at σ from {low:.3g} to "
-                                 f"{high:.3g}")
+                raise ValueError(f"{key}: {sigma} is not accepted; the run was trained at σ from {low:.3g} to {high:.3g}")
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, artist, seed = source(self.set, work, metric="density"), work.artist, work.artist.seed
-        model, indices = artist.model, chosen(data, self.images, seed=seed, metric="density")
+        data, artist, seed = source(self.set, work), work.artist, work.artist.seed
+        model, indices = artist.model, chosen(data, self.images, seed=seed)
         assert isinstance(model, Energy)
 
         def measured(part: range) -> Rows:
@@ -74,7 +73,7 @@ class Density:
     def normalised(self, work: Work, model: Energy) -> Normalised:
         """The constant, from training images."""
         seed, device = work.artist.seed, work.artist.device
-        indices = chosen(work.train, self.anchors, seed=seed, metric="density")
+        indices = chosen(work.train, self.anchors, seed=seed)
 
         def anchored(part: range) -> Rows:
             numbers = indices[part.start:part.stop]

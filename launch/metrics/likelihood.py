@@ -42,15 +42,14 @@ class Likelihood:
 
     def check(self, work: Work) -> None:
         """Raises ValueError for images that are not there, unusable numbers, and without SciPy."""
-        numbers = {"batch": self.batch} | ({} if self.probes is None else {"probes": self.probes})
-        whole(1, **{f"metric.likelihood.{key}": value for key, value in numbers.items()})
-        chosen(source(self.set, work, metric="likelihood"), self.images, seed=work.artist.seed, metric="likelihood")
+        whole(1, batch=self.batch, **({} if self.probes is None else {"probes": self.probes}))
+        chosen(source(self.set, work), self.images, seed=work.artist.seed)
         solver()
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, artist = source(self.set, work, metric="likelihood"), work.artist
-        indices = chosen(data, self.images, seed=artist.seed, metric="likelihood")
+        data, artist = source(self.set, work), work.artist
+        indices = chosen(data, self.images, seed=artist.seed)
 
         def compute(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
@@ -70,7 +69,7 @@ class Likelihood:
 
     def prior_error(self, work: Work) -> float:
         """In nats, of the training images' Gaussian."""
-        some = chosen(work.train, min(LAW, work.train.count), seed=work.artist.seed, metric="likelihood")
+        some = chosen(work.train, min(LAW, work.train.count), seed=work.artist.seed)
         x = work.train.images(torch.tensor(some), device="cpu").flatten(1).double().numpy()
         return prior_error(x.mean(0), spectrum(x), sigma_max=self.sigma_max, sigma_data=work.artist.model.sigma_data)
 
@@ -94,21 +93,21 @@ def summary(nll: Array, *, d: int) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def source(name: str, work: Work, *, metric: str) -> Dataset:
+def source(name: str, work: Work) -> Dataset:
     """The run's training or held-out images; raises ValueError where there are none."""
     sets = {"train": work.train, "held_out": work.held_out}
     if name not in sets:
-        raise ValueError(f"metric.{metric}.set: {name!r} is not accepted; choose held_out or train")
+        raise ValueError(f"set: {name!r} is not accepted; choose held_out or train")
     data = sets[name]
     if data is None:
-        raise ValueError(f"metric.{metric}.set: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
+        raise ValueError("set: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
     return data
 
 
-def chosen(data: Dataset, count: int, *, seed: int, metric: str) -> list[int]:
+def chosen(data: Dataset, count: int, *, seed: int) -> list[int]:
     """The numbers of ``count`` images by the seed, the first ones of any larger count; raises ValueError unless there are so
     many, and 2 at least: a standard error is made of them."""
     if not 2 <= count <= data.count:
-        raise ValueError(f"metric.{metric}.images: {count} is not accepted; it must be 2 to {data.count}, as many as there are")
+        raise ValueError(f"images: {count} is not accepted; it must be 2 to {data.count}, as many as there are")
     order = torch.randperm(data.count, generator=generator("cpu", seed, "likelihood"))
     return [int(i) for i in order[:count]]

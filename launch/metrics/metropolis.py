@@ -51,11 +51,11 @@ class Metropolis:
         whole(1, steps=self.steps, steps_per_level=self.steps_per_level, components=self.components)
         whole(8, count=self.count, real=self.real)
         if not self.step_scales or len({*self.step_scales}) < len(self.step_scales):
-            raise ValueError(f"metric.metropolis.step_scales: {self.step_scales} is not accepted; it must be different numbers")
+            raise ValueError(f"step_scales: {self.step_scales} is not accepted; it must be different numbers")
         for scale in self.step_scales:
             positive(step_scales=scale)
         if not 2 <= self.groups <= self.count:
-            raise ValueError(f"metric.metropolis.groups: {self.groups} is not accepted; it must be 2 to count={self.count}")
+            raise ValueError(f"groups: {self.groups} is not accepted; it must be 2 to count={self.count}")
         with_energy(work.artist.model, what="metrics=[metropolis]")
         charting()
 

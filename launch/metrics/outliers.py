@@ -62,22 +62,22 @@ class Outliers:
         for key, accepted in (("scores", SCORES), ("made", MADE), ("standard", STANDARD)):
             wrong = [name for name in getattr(self, key) if name not in accepted]
             if wrong:
-                raise ValueError(f"metric.outliers.{key}: {wrong[0]!r} is not accepted; choose of {', '.join(accepted)}")
+                raise ValueError(f"{key}: {wrong[0]!r} is not accepted; choose of {', '.join(accepted)}")
         whole(1, levels=self.levels, batch=self.batch)
         whole(8, count=self.count, calibration=self.calibration)
         _ = self.sigmas  # refuses what is no range
         if work.held_out is None:
             raise ValueError("metric.outliers: the run has no held-out images; held_out=<a .beton of them> gives some")
         if not self.scores_of(work):
-            raise ValueError(f"metric.outliers.scores: {self.scores} is not accepted; of a direct score choose score_norms")
+            raise ValueError(f"scores: {self.scores} is not accepted; of a direct score choose score_norms")
         for name, path in self.sets.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {*MADE, *STANDARD, LEARNT, REAL}:
-                raise ValueError(f"metric.outliers.sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and new")
-            with naming(f"metric.outliers.sets.{name}: ", OSError):
+                raise ValueError(f"sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and new")
+            with naming(f"sets.{name}: ", OSError):
                 found(path, count=1, shape=work.artist.shape, seed=self.seed)
         if not (self.made or self.sets or any(self.is_there(name, work) for name in self.standard)):
-            raise ValueError("metric.outliers.made: [] is not accepted; there must be a set in made or sets, or one of "
-                             f"standard in {self.data_root}")
+            raise ValueError("made: [] is not accepted; there must be a set in made or sets, or one of standard in "
+                             f"{self.data_root}")
         charting()
 
     def is_there(self, name: str, work: Work) -> bool:
