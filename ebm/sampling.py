@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ebm.randomness import image_generators, normal_like
-from ebm.samplers.step import Step
+from ebm.samplers.step import ScoreModel, Step
 
 Sampler = Callable[..., Iterator[Step]]
 
 
 def trajectory(
-    model: nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int, device: torch.device
+    model: ScoreModel | nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int,
+    device: torch.device,
 ) -> Iterator[Step]:
     """The steps of ``sampler``, its hyperparameters already bound, for the images ``indices`` of shape (C, H, W)."""
     generators = image_generators(device, seed, indices)

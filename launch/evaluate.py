@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> None:
                 with named(name, metric):
                     metric.check(work)
         with checking():  # it asks every process itself
-            agreed(work.artist, world)
+            agreed(work.pipeline, world)
         if work.given:
             work.samples()  # refused before any work, where they can't be measured
         with checking(world):
@@ -79,7 +79,7 @@ def main(cfg: DictConfig) -> None:
 
 def prepared(cfg: DictConfig, world: World) -> Work:
     """The run with its data; raises ValueError or OSError where something is missing."""
-    artist, step = prepare(cfg, world)
+    pipeline = prepare(cfg, world)
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
     plain(cfg, "again", bool)
@@ -87,11 +87,10 @@ def prepared(cfg: DictConfig, world: World) -> Work:
     own = None if config.data.test is None else Dataset.open(config.data.test)
     test = own if cfg.held_out is None else opened(cfg, "held_out")
     for key, data in {"train": train, "held_out": test}.items():
-        if data is not None and data.shape != artist.shape:
-            raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {artist.shape}")
-    return Work(artist=artist, world=world, cfg=cfg, config=config, train=train, held_out=test,
-                n=plain(cfg, "n", int, least=1), batch=plain(cfg, "batch", int, least=1), step=step,
-                checkpoint=artist.checkpoint)
+        if data is not None and data.shape != pipeline.shape:
+            raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {pipeline.shape}")
+    return Work(pipeline=pipeline, world=world, cfg=cfg, run_config=config, train=train, held_out=test,
+                n=plain(cfg, "n", int, least=1), batch=plain(cfg, "batch", int, least=1))
 
 
 def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
@@ -126,14 +125,14 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
 def label(work: Work, metric: Metric) -> str:
     """What a figure is about, as part of a file's name: the samples, or the model alone."""
     if metric.of_samples:
-        return Path(work.cfg.samples).stem if work.given else sample_name(work.cfg, work.step)
-    return f"step{work.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
+        return Path(work.cfg.samples).stem if work.given else sample_name(work.cfg, work.pipeline.step)
+    return f"step{work.pipeline.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
 
 
 def request(work: Work, metric: Metric) -> list[Any]:
     """All that a figure depends on, but for the code."""
-    cfg, held_out = work.cfg, work.held_out
-    what = [repr(metric), work.checkpoint, cfg.ema, work.artist.seed, work.artist.precision.name, work.world.device.type,
+    cfg, pipeline, held_out = work.cfg, work.pipeline, work.held_out
+    what = [repr(metric), pipeline.checkpoint, cfg.ema, pipeline.seed, pipeline.precision.name, work.world.device.type,
             work.train.manifest.sha256, held_out.manifest.sha256 if held_out else None]
     if metric.of_samples:
         what += [OmegaConf.to_container(cfg.sampler, resolve=True), work.n, work.batch,

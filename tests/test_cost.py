@@ -19,7 +19,7 @@ from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import heun
 from ebm.schedule import Karras
-from launch.drawing.artist import collect, put_aside
+from launch.drawing.pipeline import collect, put_aside
 from launch.metrics.cost import Cost, per_image
 
 GRID = Karras(sigma_min=0.02, sigma_max=5, rho=7)
@@ -124,19 +124,19 @@ def test_an_image_takes_its_share() -> None:
 def test_passes_are_counted(model: Any, sampler: Any, forward: int, backward: int, tmp_path: Path) -> None:
     given = work(tmp_path, model(), sampler=sampler)
     for part in (range(0, 3), range(3, 5)):
-        put_aside(tmp_path / "aside", part, given.artist)
+        put_aside(tmp_path / "aside", part, given.pipeline)
     drawn = collect(tmp_path / "aside", 5, batch=3, device="cpu")
     assert (drawn.nfe, drawn.gradients, drawn.joules) == (forward, backward, None)
     assert drawn.images.shape == (5, 3, 8, 8)
-    assert not given.artist.model.network._forward_pre_hooks, "the counter was left on the network"
+    assert not given.pipeline.model.network._forward_pre_hooks, "the counter was left on the network"
 
 
 def test_joules_of_all_batches_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board(0, 1_000, 3_000, 0, 5_000, 5_500)
-    monkeypatch.setattr("launch.drawing.artist.joule_counter", lambda device: gpu_counter(board, "GPU-1"))
+    monkeypatch.setattr("launch.drawing.pipeline.joule_counter", lambda device: gpu_counter(board, "GPU-1"))
     given = work(tmp_path, Score(), sampler=HEUN)
     for part in (range(0, 3), range(3, 5)):
-        put_aside(tmp_path / "aside", part, given.artist)
+        put_aside(tmp_path / "aside", part, given.pipeline)
     assert collect(tmp_path / "aside", 5, batch=3, device="cpu").joules == 2.5
 
 

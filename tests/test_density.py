@@ -168,9 +168,9 @@ def work(model: Any, objective: str = "ebm.objective.DualScoreMatching", held_ou
     """As much of `launch.metrics.evaluation.Work` as a check reads."""
     schedule = {"_target_": "ebm.schedule.LogUniform", "sigma_min": 0.002, "sigma_max": 80.0}
     return SimpleNamespace(
-        artist=SimpleNamespace(model=model, seed=0), train=SimpleNamespace(count=20),
+        pipeline=SimpleNamespace(model=model, seed=0), train=SimpleNamespace(count=20),
         held_out=held_out and SimpleNamespace(count=held_out),
-        config=OmegaConf.create({"objective": {"_target_": objective}, "schedule": schedule}))
+        run_config=OmegaConf.create({"objective": {"_target_": objective}, "schedule": schedule}))
 
 
 def test_what_is_no_density_is_refused_in_one_line() -> None:

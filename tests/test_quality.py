@@ -174,11 +174,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def work(folder: Path, *, n: int, kind: type[Work] = Work, held_out: bool = True) -> Work:
-    artist: Any = SimpleNamespace(shape=(3, 16, 16), seed=0, precision=SimpleNamespace(name="fp32"))
+    pipeline: Any = SimpleNamespace(shape=(3, 16, 16), seed=0, precision=SimpleNamespace(name="fp32"))
     train, test = (Dataset.open(folder / f"{split}.beton") for split in ("train", "test"))
-    return kind(artist=artist, world=World(rank=0, size=1, device=CPU), config=OmegaConf.create({"data": {"flip": True}}),
+    return kind(pipeline=pipeline, world=World(rank=0, size=1, device=CPU),
+                run_config=OmegaConf.create({"data": {"flip": True}}),
                 cfg=OmegaConf.create({"out": str(folder / "out"), "ema": 0}), train=train, held_out=test if held_out else None,
-                n=n, batch=8, step=1, checkpoint="x", kept={"samples": Samples(images=pictures(n, seed=2), subject={})})
+                n=n, batch=8, kept={"samples": Samples(images=pictures(n, seed=2), subject={})})
 
 
 def quality(*overrides: str) -> Quality:

@@ -41,15 +41,15 @@ class Density:
     def check(self, work: Work) -> None:
         """Raises ValueError for an energy known only up to a function of σ, levels it was not trained at, images that are not
         there and unusable numbers."""
-        objective = str(work.config.objective._target_).rsplit(".", 1)[-1]
-        if objective != "DualScoreMatching" or not isinstance(work.artist.model, Energy):
+        objective = str(work.run_config.objective._target_).rsplit(".", 1)[-1]
+        if objective != "DualScoreMatching" or not isinstance(work.pipeline.model, Energy):
             raise ValueError(f"metric.density: a run trained by {objective} is not accepted; its energy is known only up to a "
                              "function of σ: train one with objective=dual")
         whole(1, batch=self.batch, levels=self.levels)
-        chosen(source(self.set, work), self.images, seed=work.artist.seed)
+        chosen(source(self.set, work), self.images, seed=work.pipeline.seed)
         if not 2 <= self.anchors <= work.train.count:
             raise ValueError(f"anchors: {self.anchors} is not accepted; it must be 2 to {work.train.count}")
-        schedule: NoiseSchedule = build(work.config.schedule, key="schedule")
+        schedule: NoiseSchedule = build(work.run_config.schedule, key="schedule")
         low, high = schedule.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         for key, sigma in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
             if not low / 1.001 <= sigma <= high * 1.001:
@@ -57,13 +57,13 @@ class Density:
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, artist, seed = source(self.set, work), work.artist, work.artist.seed
-        model, indices = artist.model, chosen(data, self.images, seed=seed)
+        data, pipeline, seed = source(self.set, work), work.pipeline, work.pipeline.seed
+        model, indices = pipeline.model, chosen(data, self.images, seed=seed)
         assert isinstance(model, Energy)
 
         def measured(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
-            x = dequantised(data.images(torch.tensor(numbers), device=artist.device), seed=seed, indices=numbers)
+            x = dequantised(data.images(torch.tensor(numbers), device=pipeline.device), seed=seed, indices=numbers)
             return {"energy": energies(model, x, sigma=self.sigma_min)}
 
         rows = work.spread(f"density {data.manifest.sha256} {self}", len(indices), self.batch, measured)
@@ -72,7 +72,7 @@ class Density:
 
     def normalised(self, work: Work, model: Energy) -> Normalised:
         """The constant, from training images."""
-        seed, device = work.artist.seed, work.artist.device
+        seed, device = work.pipeline.seed, work.pipeline.device
         indices = chosen(work.train, self.anchors, seed=seed)
 
         def anchored(part: range) -> Rows:
@@ -90,7 +90,7 @@ class Density:
 
     def figures(self, work: Work, data: Dataset, indices: list[int], rows: Rows, fit: Normalised) -> Figures:
         """The figures: bits as the energy tells them, and with the correction that its slope asks for."""
-        d = math.prod(work.artist.shape)
+        d = math.prod(work.pipeline.shape)
         per_dim, nll = d * math.log(2), rows["energy"] + fit.constant
         bits = bits_per_dim(nll, d=d)
         error = float(bits.std(ddof=1)) / len(bits) ** 0.5
@@ -107,7 +107,7 @@ class Density:
 
     def measure(self, work: Work, data: Dataset) -> dict[str, Any]:
         """The protocol."""
-        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.artist.seed,
+        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.pipeline.seed,
                 "dequantisation": DEQUANTISED, "sigma_min": self.sigma_min, "estimator": "normalised energy",
                 "sigma_max": self.sigma_max, "anchors": self.anchors, "levels": self.levels,
                 "train": work.train.manifest.sha256, "precision": "fp32"}

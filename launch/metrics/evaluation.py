@@ -23,7 +23,7 @@ from ebm.files import write_atomically
 from ebm.sampling import batches_of
 from ebm.train.distributed import World, device_name
 from launch.drawing import sampling
-from launch.drawing.artist import Artist
+from launch.drawing.pipeline import Pipeline
 from launch.entry import checking
 from launch.run.version import version
 
@@ -65,16 +65,14 @@ class Metric(Protocol):
 class Work:
     """A trained run with its data, and the processes that measure it."""
 
-    artist: Artist
+    pipeline: Pipeline
     world: World
     cfg: DictConfig
-    config: DictConfig  # the run's own
+    run_config: DictConfig
     train: Dataset
     held_out: Dataset | None
     n: int
     batch: int
-    step: int
-    checkpoint: str
     stem: str = ""  # of the record at hand
     kept: dict[str, Any] = field(default_factory=dict)  # made once for all metrics: see `once`
 
@@ -86,10 +84,10 @@ class Work:
     @property
     def subject(self) -> dict[str, Any]:
         """What is measured."""
-        rule = OmegaConf.to_container(self.config.average.rules[self.cfg.ema], resolve=True)
-        return {"run": str(self.cfg.run), "step": self.step, "images": self.step * self.config.budget.batch,
-                "checkpoint": self.checkpoint, "ema": self.cfg.ema, "ema_rule": rule, "seed": self.artist.seed,
-                "precision": self.artist.precision.name, "device": device_name(self.world.device), "version": version()}
+        pipeline, rule = self.pipeline, OmegaConf.to_container(self.run_config.average.rules[self.cfg.ema], resolve=True)
+        return {"run": str(self.cfg.run), "step": pipeline.step, "images": pipeline.step * self.run_config.budget.batch,
+                "checkpoint": pipeline.checkpoint, "ema": self.cfg.ema, "ema_rule": rule, "seed": pipeline.seed,
+                "precision": pipeline.precision.name, "device": device_name(self.world.device), "version": version()}
 
     @property
     def aside(self) -> Path:
@@ -137,18 +135,18 @@ class Work:
 
 def drawn(work: Work) -> Samples:
     """Samples at the place where `launch/sample.py` would put them, found there or drawn."""
-    world, artist = work.world, work.artist
+    world, pipeline = work.world, work.pipeline
     cfg = OmegaConf.merge(work.cfg, {"out": work.cfg.samples})  # as launch/sample.py has it
     assert isinstance(cfg, DictConfig)
-    folder, label = Path(cfg.out), sampling.name(cfg, work.step)
+    folder, label = Path(cfg.out), sampling.name(cfg, pipeline.step)
     protocol = folder / f"{label}.json"
     if not world.share(same(protocol, work)):
         parts = batches_of(work.n, batch=work.batch, rank=world.rank, world=world.size)
-        aside = sampling.drawn_aside(cfg, artist, work.step, world, parts=parts)
+        aside = sampling.drawn_aside(cfg, pipeline, world, parts=parts)
         with checking(world):
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                sampling.gathered(cfg, artist, work.step, aside=aside)
+                sampling.gathered(cfg, pipeline, aside=aside)
     about = json.loads(protocol.read_text())
     with checking(world):
         if about.get("not_finite"):
@@ -166,16 +164,16 @@ def same(protocol: Path, work: Work) -> bool:
         about = json.loads(protocol.read_text())
     except (OSError, ValueError):
         return False
-    wanted = {"settings": OmegaConf.to_container(work.cfg.sampler, resolve=True), "n": work.n, "seed": work.artist.seed,
-              "batch": work.batch, "ema": work.cfg.ema, "step": work.step, "precision": work.artist.precision.name,
-              "device": device_name(work.world.device), "checkpoint": work.checkpoint}
+    wanted = {"settings": OmegaConf.to_container(work.cfg.sampler, resolve=True), "n": work.n, "seed": work.pipeline.seed,
+              "batch": work.batch, "ema": work.cfg.ema, "step": work.pipeline.step, "precision": work.pipeline.precision.name,
+              "device": device_name(work.world.device), "checkpoint": work.pipeline.checkpoint}
     return {key: about.get(key) for key in wanted} == wanted and protocol.with_suffix(".npz").exists()
 
 
 def given(path: Path, work: Work) -> Samples:
     """The first n images of a file; raises ValueError unless it holds as many, of the run's size."""
     with checking(work.world):
-        images = read(path, count=work.n, shape=work.artist.shape)
+        images = read(path, count=work.n, shape=work.pipeline.shape)
     sha256 = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     return Samples(images=images, subject={"sampler": f"file {path.name}", "n": work.n, "sha256": sha256})
 

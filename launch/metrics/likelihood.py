@@ -43,25 +43,25 @@ class Likelihood:
     def check(self, work: Work) -> None:
         """Raises ValueError for images that are not there, unusable numbers, and without SciPy."""
         whole(1, batch=self.batch, **({} if self.probes is None else {"probes": self.probes}))
-        chosen(source(self.set, work), self.images, seed=work.artist.seed)
+        chosen(source(self.set, work), self.images, seed=work.pipeline.seed)
         solver()
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, artist = source(self.set, work), work.artist
-        indices = chosen(data, self.images, seed=artist.seed)
+        data, pipeline = source(self.set, work), work.pipeline
+        indices = chosen(data, self.images, seed=pipeline.seed)
 
         def compute(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
-            x = dequantised(data.images(torch.tensor(numbers), device=artist.device), seed=artist.seed, indices=numbers)
-            signs = None if self.probes is None else rademacher(x, probes=self.probes, seed=artist.seed, indices=numbers)
-            nll, nfe = self.flow().nll(artist.model, x, sigma_data=artist.model.sigma_data, probes=signs)
+            x = dequantised(data.images(torch.tensor(numbers), device=pipeline.device), seed=pipeline.seed, indices=numbers)
+            signs = None if self.probes is None else rademacher(x, probes=self.probes, seed=pipeline.seed, indices=numbers)
+            nll, nfe = self.flow().nll(pipeline.model, x, sigma_data=pipeline.model.sigma_data, probes=signs)
             return {"nll": nll, "nfe": np.full(len(part), nfe)}
 
         rows = work.spread(f"likelihood {data.manifest.sha256} {self}", len(indices), self.batch, compute)
         if not work.world.is_main:
             return None
-        d = int(np.prod(artist.shape))
+        d = int(np.prod(pipeline.shape))
         values = summary(rows["nll"], d=d) | {"nfe": float(rows["nfe"].mean())}
         return Figures(values=values, measure=self.measure(work, data), details={
             "images": indices, "nll": rows["nll"].mean(1).round(3).tolist(), "nfe": sorted({*rows["nfe"].tolist()}),
@@ -69,13 +69,13 @@ class Likelihood:
 
     def prior_error(self, work: Work) -> float:
         """In nats, of the training images' Gaussian."""
-        some = chosen(work.train, min(LAW, work.train.count), seed=work.artist.seed)
+        some = chosen(work.train, min(LAW, work.train.count), seed=work.pipeline.seed)
         x = work.train.images(torch.tensor(some), device="cpu").flatten(1).double().numpy()
-        return prior_error(x.mean(0), spectrum(x), sigma_max=self.sigma_max, sigma_data=work.artist.model.sigma_data)
+        return prior_error(x.mean(0), spectrum(x), sigma_max=self.sigma_max, sigma_data=work.pipeline.model.sigma_data)
 
     def measure(self, work: Work, data: Dataset) -> dict[str, Any]:
         """The protocol."""
-        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.artist.seed,
+        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.pipeline.seed,
                 "dequantisation": DEQUANTISED, "sigma_min": self.sigma_min, "estimator": "probability-flow ODE",
                 "sigma_max": self.sigma_max, "solver": "RK45 of SciPy, in ln σ", "tolerance": self.tolerance,
                 "batch": self.batch, "precision": "fp32",

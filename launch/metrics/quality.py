@@ -49,8 +49,8 @@ class Quality:
         """Raises ValueError or OSError for other weights or none, and for images that are too few or of another size."""
         extractor = loaded(self.extractor, work)
         images = image_set(self.reference, work)
-        if images.shape != work.artist.shape:
-            raise ValueError(f"reference: images of {images.shape} are not accepted; the run's are {work.artist.shape}")
+        if images.shape != work.pipeline.shape:
+            raise ValueError(f"reference: images of {images.shape} are not accepted; the run's are {work.pipeline.shape}")
         indices = self.indices(images)
         self.comparison().check(n=work.n, count=len(indices), extractor=extractor)
         extractor(images.pixels(indices[:2]))  # gives features, or says why not
@@ -110,7 +110,7 @@ def image_set(reference: str, work: Work) -> ImageSet:
             raise ValueError("reference: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
         return of_dataset(work.held_out)
     try:
-        return work.once(f"images {reference}", lambda: read(reference, size=work.artist.shape[1]))
+        return work.once(f"images {reference}", lambda: read(reference, size=work.pipeline.shape[1]))
     except (ValueError, OSError) as error:
         raise type(error)(f"reference: {error}; train, held_out, or the path of a .beton, .npz or folder") from error
 

@@ -1,8 +1,10 @@
 """Drawing images from a trained model, batch by batch, so that what was interrupted goes on; and how they came about."""
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,7 +22,7 @@ from ebm.energy import Preconditioned
 from ebm.evaluate.power import added, joule_counter, spending
 from ebm.files import write_atomically
 from ebm.precision import Precision
-from ebm.samplers.step import Step
+from ebm.samplers.step import ScoreModel, Step
 from ebm.sampling import Sampler, batches_of, trajectory
 
 ROWS, FRAMES = 8, 16  # images and steps of a trajectory's picture, at most
@@ -27,8 +30,8 @@ FILM = "trajectory.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artist:
-    """A trained model with a sampler, a seed and the precision in which it is called."""
+class Pipeline:
+    """A trained model with a sampler, a seed and the precision in which it is called; with a task, the conditioned model."""
 
     model: Preconditioned
     sampler: Sampler
@@ -36,11 +39,17 @@ class Artist:
     seed: int
     precision: Precision
     device: torch.device
-    checkpoint: str = ""  # the model's, by its name, which holds its hash
+    run: str = ""  # the model's folder
+    checkpoint: str = ""  # and its file's name there, which contains its hash
+    step: int = 0  # at which that was saved
+    task: ConditionalTask | None = None
 
     def trajectory(self, part: range) -> Iterator[Step]:
         """The sampler's steps for the images of these numbers."""
-        return trajectory(self.model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
+        task = self.task and self.task.conditioning
+        model = task.model_for(self, part) if task else self.model
+        steps = trajectory(model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
+        return task.finish(self, part, steps) if task else steps
 
     def draw(self, part: range, film: Film | None = None) -> tuple[Tensor, int]:
         """The images of these numbers, uint8 (len(part), C, H, W) on the CPU, and how many of them are not finite; ``film`` is
@@ -50,6 +59,53 @@ class Artist:
                 if film is not None:
                     film.show(step)
         return to_uint8(step.x).cpu(), int((~step.x.isfinite().flatten(1).all(1)).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalTask:
+    """A task and what identifies it; ``identity`` is all that its images depend on besides run, sampler and seed, as JSON."""
+
+    name: str
+    identity: dict[str, Any]
+    conditioning: Conditioning
+
+    @property
+    def label(self) -> str:
+        """The part of a file name that tells tasks with other settings or inputs apart."""
+        return f"{self.name}-{hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A task's additional outputs."""
+
+    arrays: dict[str, NDArray[Any]]  # for the .npz
+    results: dict[str, Any]  # for the protocol
+    picture: bytes | None  # PNG; None: a grid of the images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning(ABC):
+    """Conditional sampling: the conditioned model that replaces the run's, and the results to report."""
+
+    inputs: dict[str, str]  # hashes of what the task's settings only name, by key
+
+    @property
+    def count(self) -> int | None:
+        """The number of images to draw where the inputs determine it."""
+        return None
+
+    @abstractmethod
+    def model_for(self, pipeline: Pipeline, part: range) -> ScoreModel:
+        """The conditioned model for the images of these numbers."""
+
+    def finish(self, pipeline: Pipeline, part: range, steps: Iterator[Step]) -> Iterator[Step]:
+        """The sampler's steps, the last of which may be corrected."""
+        return steps
+
+    def outcome(self, pipeline: Pipeline, images: Tensor) -> Outcome:
+        """Further results from all images, uint8 (n, C, H, W)."""
+        return Outcome(arrays={}, results={}, picture=None)
 
 
 @dataclass(kw_only=True)
@@ -118,15 +174,16 @@ class Passes:
             handle.remove()
 
 
-def put_aside(folder: Path, part: range, artist: Artist) -> None:
+def put_aside(folder: Path, part: range, pipeline: Pipeline) -> None:
     """Draws a batch and writes it, unless that was done before; of the first one, its trajectory as well."""
     path = folder / batch_name(part)
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    film = Film(sigma_data=artist.model.sigma_data) if part.start == 0 else None
-    with Passes.counted(artist.model.network) as passes, spending(artist.device, joule_counter(artist.device)[0]) as spent:
-        images, lost = artist.draw(part, film)
+    film = Film(sigma_data=pipeline.model.sigma_data) if part.start == 0 else None
+    counter, _ = joule_counter(pipeline.device)
+    with Passes.counted(pipeline.model.network) as passes, spending(pipeline.device, counter) as spent:
+        images, lost = pipeline.draw(part, film)
     about = {"seconds": spent.seconds, "joules": spent.joules, "nfe": passes.forward, "gradients": passes.backward,
              "not_finite": lost, "frames": film.frames if film else []}
     write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
