@@ -1,32 +1,23 @@
-"""Drawing images from a trained model, batch by batch, so that what was interrupted goes on; and how they came about."""
+"""A trained model with all that its samples depend on, and the conditioning that a task adds."""
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebm.data import to_uint8
 from ebm.energy import Preconditioned
-from ebm.evaluate.power import added, joule_counter, spending
-from ebm.files import write_atomically
 from ebm.precision import Precision
 from ebm.samplers.step import ScoreModel, Step
-from ebm.sampling import Sampler, batches_of, trajectory
-
-ROWS, FRAMES = 8, 16  # images and steps of a trajectory's picture, at most
-FILM = "trajectory.png"
+from ebm.sampling import Sampler, trajectory
+from launch.drawing.film import Film
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,105 +97,3 @@ class Conditioning(ABC):
     def outcome(self, pipeline: Pipeline, images: Tensor) -> Outcome:
         """Further results from all images, uint8 (n, C, H, W)."""
         return Outcome(arrays={}, results={}, picture=None)
-
-
-@dataclass(kw_only=True)
-class Film:
-    """Some images at some steps, the first and the last among them."""
-
-    sigma_data: float
-    frames: list[dict[str, Any]] = field(default_factory=list)
-    columns: list[Tensor] = field(default_factory=list)
-
-    def show(self, step: Step) -> None:
-        """Keeps the step's images where it is one of those spread evenly over all."""
-        count = min(FRAMES, step.total)
-        if step.index not in {round(k * (step.total - 1) / max(1, count - 1)) for k in range(count)}:
-            return
-        # At the data's contrast: at σ = 80 pixels would all be black or white.
-        shrink = 1.0 if step.index == step.total - 1 else (1 + (step.sigma / self.sigma_data) ** 2) ** -0.5
-        self.columns.append(to_uint8(shrink * step.x[:ROWS].float()).cpu())
-        self.frames.append({"step": step.index + 1, "sigma": step.sigma})
-
-    def png(self) -> bytes:
-        """A picture whose rows are images and whose columns are steps, without gaps."""
-        pixels = torch.cat([torch.cat([*column], dim=1) for column in self.columns], dim=2)  # (C, rows · H, columns · W)
-        buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).squeeze(2).numpy())).save(buffer, "PNG")
-        return buffer.getvalue()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """All images of a sampling, uint8 (n, C, H, W), and how they were drawn."""
-
-    images: Tensor
-    not_finite: int  # of them, whose pixels mean nothing
-    nfe: float  # passes through the network, for each image
-    gradients: float  # of them, those that a backward pass followed
-    seconds: float
-    joules: float | None  # of all devices, where they told
-    device: str
-    film: bytes
-    rows: int
-    frames: list[dict[str, Any]]
-
-
-@dataclass(kw_only=True)
-class Passes:
-    """How often a network was called, and how often a gradient was taken through it: an energy's score costs both."""
-
-    forward: int = 0
-    backward: int = 0
-
-    @classmethod
-    @contextmanager
-    def counted(cls, network: nn.Module) -> Iterator[Passes]:
-        """Counts within the block."""
-        passes = cls()
-
-        def count(_network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            passes.forward += 1
-            passes.backward += inputs[0].requires_grad
-
-        handle = network.register_forward_pre_hook(count)
-        try:
-            yield passes
-        finally:
-            handle.remove()
-
-
-def put_aside(folder: Path, part: range, pipeline: Pipeline) -> None:
-    """Draws a batch and writes it, unless that was done before; of the first one, its trajectory as well."""
-    path = folder / batch_name(part)
-    if path.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    film = Film(sigma_data=pipeline.model.sigma_data) if part.start == 0 else None
-    counter, _ = joule_counter(pipeline.device)
-    with Passes.counted(pipeline.model.network) as passes, spending(pipeline.device, counter) as spent:
-        images, lost = pipeline.draw(part, film)
-    about = {"seconds": spent.seconds, "joules": spent.joules, "nfe": passes.forward, "gradients": passes.backward,
-             "not_finite": lost, "frames": film.frames if film else []}
-    write_atomically(path.with_suffix(".json"), json.dumps(about).encode())
-    if film is not None:
-        write_atomically(folder / FILM, film.png())
-    buffer = io.BytesIO()
-    np.save(buffer, images.numpy())
-    write_atomically(path, buffer.getbuffer())
-
-
-def collect(folder: Path, count: int, *, batch: int, device: str) -> Drawn:
-    """The batches put aside, in order."""
-    paths = [folder / batch_name(part) for part in batches_of(count, batch=batch, rank=0, world=1)]
-    about = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
-    images = torch.cat([torch.from_numpy(np.load(path)) for path in paths])
-    return Drawn(images=images, not_finite=sum(one["not_finite"] for one in about), nfe=about[0]["nfe"],
-                 gradients=about[0]["gradients"], device=device,
-                 seconds=sum(one["seconds"] for one in about), joules=added([one["joules"] for one in about]),
-                 film=(folder / FILM).read_bytes(), rows=min(ROWS, batch, count), frames=about[0]["frames"])
-
-
-def batch_name(part: range) -> str:
-    """The file of one batch: the numbers of its images."""
-    return f"{part.start:09d}-{part.stop:09d}.npy"

@@ -12,9 +12,8 @@ import torch
 from tqdm import tqdm
 
 from ebm.accepted import whole
-from ebm.evaluate.power import Spent, added, joule_counter, spending
+from ebm.evaluate.power import Passes, Spent, added, joule_counter, spending
 from ebm.train.distributed import device_name
-from launch.drawing.pipeline import Passes
 from launch.metrics.evaluation import Figures, Work
 
 NFE = "passes forward through the network for an image; of an energy's, `gradients` were followed by a pass backward"

@@ -17,7 +17,8 @@ from ebm.evaluate.likelihood import bits_per_dim
 from ebm.randomness import generator
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.config.build import build
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 from launch.metrics.likelihood import DEQUANTISED, chosen, source
 
 
@@ -66,7 +67,7 @@ class Density:
             x = dequantised(data.images(torch.tensor(numbers), device=pipeline.device), seed=seed, indices=numbers)
             return {"energy": energies(model, x, sigma=self.sigma_min)}
 
-        rows = work.spread(f"density {data.manifest.sha256} {self}", len(indices), self.batch, measured)
+        rows = work.compute_rows(f"density {data.manifest.sha256} {self}", len(indices), self.batch, measured)
         normalised = self.normalised(work, model)
         return self.figures(work, data, indices, rows, normalised) if work.world.is_main else None
 
@@ -83,7 +84,7 @@ class Density:
                     "gaps": gaps(model, x, sigma_min=self.sigma_min, sigma_max=self.sigma_max, levels=self.levels,
                                  generators=generators)}
 
-        rows = work.spread(f"anchors {work.train.manifest.sha256} {self}", len(indices), self.batch, anchored)
+        rows = work.compute_rows(f"anchors {work.train.manifest.sha256} {self}", len(indices), self.batch, anchored)
         x = work.train.images(torch.tensor(indices), device="cpu").flatten(1).double().numpy()
         return Normalised.fit(anchors=rows["anchors"], gaps=rows["gaps"], sigma_min=self.sigma_min, sigma_max=self.sigma_max,
                               entropy=entropy(spectrum(x), d=x.shape[1], sigma=self.sigma_max))

@@ -13,7 +13,8 @@ from ebm.data.quantum import dequantised
 from ebm.evaluate.density import spectrum
 from ebm.evaluate.likelihood import Array, Flow, bits_per_dim, prior_error, rademacher, solver
 from ebm.randomness import generator
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 
 DEQUANTISED = "uniform noise of one quantum, by image"
 LAW = 1000  # training images that the prior is held against, at most
@@ -58,7 +59,7 @@ class Likelihood:
             nll, nfe = self.flow().nll(pipeline.model, x, sigma_data=pipeline.model.sigma_data, probes=signs)
             return {"nll": nll, "nfe": np.full(len(part), nfe)}
 
-        rows = work.spread(f"likelihood {data.manifest.sha256} {self}", len(indices), self.batch, compute)
+        rows = work.compute_rows(f"likelihood {data.manifest.sha256} {self}", len(indices), self.batch, compute)
         if not work.world.is_main:
             return None
         d = int(np.prod(pipeline.shape))

@@ -13,15 +13,16 @@ from ebm.accepted import positive, whole
 from ebm.data import to_float, to_uint8
 from ebm.diagnose.reference import Reference
 from ebm.evaluate.acceptance import gains, walked
+from ebm.evaluate.power import Passes
 from ebm.randomness import generator
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.step import with_energy
 from ebm.sampling import Sampler, trajectory
 from ebm.schedule import NoiseSchedule
-from launch.drawing.pipeline import Passes
+from launch.drawing.batches import Rows
 from launch.metrics.chart import charting, png
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.metrics.evaluation import Figures, Work
 
 TOLD = {
     "equal nfe": "the unadjusted sampler reads as many scores: it makes one move more at each level",
@@ -123,7 +124,7 @@ class Metropolis:
             counts = np.array([[passes.forward, passes.backward]])
             return rows | {"passes": counts.repeat(len(part), 0)}
 
-        return work.spread(f"metropolis {name} {self}", self.count, work.batch, compute)
+        return work.compute_rows(f"metropolis {name} {self}", self.count, work.batch, compute)
 
     def measure(self, work: Work) -> dict[str, Any]:
         """The protocol."""

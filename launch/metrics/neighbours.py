@@ -15,7 +15,8 @@ from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.neighbours import copied, nearest, picture, ratio
 from ebm.evaluate.reference import of_dataset
 from ebm.randomness import generator
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 from launch.metrics.quality import loaded, real_features
 
 BLOCK = 2000  # training images on the device at once
@@ -85,7 +86,7 @@ class NearestNeighbours:
 
         space = extractor.key if extractor else "pixels"
         about = f"neighbours {space} {work.train.manifest.sha256} {work.run_config.data.flip} {self.k} {name}"
-        return work.spread(about, len(queries), self.batch, compute)
+        return work.compute_rows(about, len(queries), self.batch, compute)
 
     def figures(self, work: Work, samples: Tensor, found: Rows, others: Rows | None, extractor: Extractor | None) -> Figures:
         """Numbers and pictures of the neighbours that were found."""

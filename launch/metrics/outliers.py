@@ -19,8 +19,9 @@ from ebm.randomness import generator
 from ebm.samplers.step import has_energy
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.config.build import build, naming
+from launch.drawing.batches import Rows
 from launch.metrics.chart import charting, png
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.metrics.evaluation import Figures, Work
 
 SCORES = {"energy": "energies", "typicality": "energies", "score_norms": "norms"}  # and what of an image they are made of
 LEARNT, REAL = "train", "held_out"
@@ -152,7 +153,7 @@ class Outliers:
             x = to_float(pixels[part.start:part.stop].to(work.pipeline.device))
             return {**readings(work.pipeline.model, x, levels=self.sigmas)}
 
-        return work.spread(f"outliers {name} {sha256(pixels)} {self.sigmas}", len(pixels), self.batch, compute)
+        return work.compute_rows(f"outliers {name} {sha256(pixels)} {self.sigmas}", len(pixels), self.batch, compute)
 
     def score(self, score: str, row: Rows, learnt: dict[str, Typical]) -> Array:
         """How unlike the training images each is, (n,)."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.quality import Comparison, features_of, statistics
 from ebm.evaluate.reference import ImageSet, keep, kept, of_dataset, read
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class Quality:
         reference = real_features(work, extractor, images, indices, batch=self.batch, cache=self.cache, seed=self.seed)
         sha256 = hashlib.sha256(samples.images.numpy().tobytes()).hexdigest()
         n, name = len(samples.images), f"features {extractor.key} samples {sha256}"
-        rows = work.spread(name, n, self.batch, lambda part: features_of(
+        rows = work.compute_rows(name, n, self.batch, lambda part: features_of(
             samples.images[part.start:part.stop], extractor=extractor, batch=len(part), progress=False))
         others, floor = other_images(self.reference, work) if self.real else None, None
         if others is not None and others.count >= n:
@@ -137,7 +138,7 @@ def real_features(
         assert found is not None
         return found
     name = f"features {extractor.key} real {images.sha256} {count} {seed}"
-    rows = work.spread(name, count, batch, lambda part: features_of(
+    rows = work.compute_rows(name, count, batch, lambda part: features_of(
         images.pixels(indices[part.start:part.stop]), extractor=extractor, batch=len(part), progress=False))
     if work.world.is_main:
         rows |= statistics(rows)
