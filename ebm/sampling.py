@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm.accepted import whole
+from ebm.model import ScoreModel
 from ebm.randomness import image_generators, normal_like
 from ebm.samplers.step import Step
 
@@ -14,7 +15,8 @@ Sampler = Callable[..., Iterator[Step]]
 
 
 def trajectory(
-    model: nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int, device: torch.device
+    model: ScoreModel | nn.Module, sampler: Sampler, *, shape: tuple[int, int, int], indices: Sequence[int], seed: int,
+    device: torch.device,
 ) -> Iterator[Step]:
     """The steps of ``sampler``, its hyperparameters already bound, for the images ``indices`` of shape (C, H, W)."""
     generators = image_generators(device, seed, indices)

@@ -111,22 +111,22 @@ def figures() -> Any:
 
 def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, dict[str, Any]]:
     """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
-    artist, step = prepare(cfg, world)
+    pipeline = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
     held_out = cfg.held_out is not None or config.data.test is not None
     data = opened(cfg, "held_out") if cfg.held_out is not None else Dataset.open(config.data.test or config.data.train)
-    if data.shape != artist.shape:
-        raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
+    if data.shape != pipeline.shape:
+        raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {pipeline.shape}")
     images = data.images(data.random_subset(plain(cfg, "images", int, least=16)), device=world.device)
     schedule: NoiseSchedule = build(config.schedule, key="schedule")
     ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # what training has seen enough of
-    doctor = Doctor(model=artist.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
-                    precision=artist.precision, seed=artist.seed, tell=tell)
+    doctor = Doctor(model=pipeline.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
+                    precision=pipeline.precision, seed=pipeline.seed, tell=tell)
     settings = OmegaConf.to_container(cfg.sampler, resolve=True)
-    about = {"run": str(cfg.run), "step": step, "data": str(data.path), "images": "held-out" if held_out else "training",
-             "precision": artist.precision.name,
+    about = {"run": str(cfg.run), "step": pipeline.step, "data": str(data.path),
+             "images": "held-out" if held_out else "training", "precision": pipeline.precision.name,
              "sampler": HydraConfig.get().runtime.choices["sampler"], "settings": settings}
-    return doctor, artist.sampler, about
+    return doctor, pipeline.sampler, about
 
 
 def repeated(cfg: DictConfig, overrides: list[str]) -> Any:

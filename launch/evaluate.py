@@ -22,21 +22,21 @@ if __name__ == "__main__":
     gc.disable()  # until all is imported: launch.entry turns it on again
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.train.distributed import World, join
 from launch.config.build import place, plain
 from launch.config.settings import setting
-from launch.drawing.sampling import agreed, prepare
-from launch.drawing.sampling import name as sample_name
+from launch.drawing.batches import digest
+from launch.drawing.sampling import check_agreement, identity, prepare, sample_stem
 from launch.entry import checking, run
 from launch.job.faults import BAD_INPUT, Refused, recorded
 from launch.job.preflight import meeting
 from launch.job.process import STOP_SIGNALS, verdict
 from launch.metrics.chosen import chosen, named
-from launch.metrics.evaluation import Metric, Work, digest, write
+from launch.metrics.evaluation import Metric, Work, write_record
 from launch.run.folder import RunFolder
 from launch.run.make import opened
 from launch.tracking.track import Tracking, publish, tracked
@@ -62,8 +62,8 @@ def main(cfg: DictConfig) -> None:
             for name, metric in metrics.items():
                 with named(name, metric):
                     metric.check(work)
-        with checking():  # it asks every process itself
-            agreed(work.artist, world)
+        with checking():  # it asks every process by itself
+            check_agreement(work.pipeline, world)
         if work.given:
             work.samples()  # refused before any work, where they can't be measured
         with checking(world):
@@ -79,7 +79,7 @@ def main(cfg: DictConfig) -> None:
 
 def prepared(cfg: DictConfig, world: World) -> Work:
     """The run with its data; raises ValueError or OSError where something is missing."""
-    artist, step = prepare(cfg, world)
+    pipeline = prepare(cfg, world)
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
     plain(cfg, "again", bool)
@@ -87,11 +87,10 @@ def prepared(cfg: DictConfig, world: World) -> Work:
     own = None if config.data.test is None else Dataset.open(config.data.test)
     test = own if cfg.held_out is None else opened(cfg, "held_out")
     for key, data in {"train": train, "held_out": test}.items():
-        if data is not None and data.shape != artist.shape:
-            raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {artist.shape}")
-    return Work(artist=artist, world=world, cfg=cfg, config=config, train=train, held_out=test,
-                n=plain(cfg, "n", int, least=1), batch=plain(cfg, "batch", int, least=1), step=step,
-                checkpoint=artist.checkpoint)
+        if data is not None and data.shape != pipeline.shape:
+            raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {pipeline.shape}")
+    return Work(pipeline=pipeline, world=world, cfg=cfg, run_config=config, train=train, held_out=test,
+                n=plain(cfg, "n", int, least=1), batch=plain(cfg, "batch", int, least=1))
 
 
 def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
@@ -114,11 +113,11 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
         raise Refused(BAD_INPUT, str(error)) from error
     if metric.of_samples:
         work.samples()  # on every process, since the record tells of them
-    work.world.barrier()  # nobody reads what was put aside any more
+    work.world.barrier()  # the batches are read no more
     if figures is not None and work.world.is_main:
-        write(work, name, figures, of_samples=metric.of_samples)
+        write_record(work, name, figures, of_samples=metric.of_samples)
         print(f"{name}: {words(figures.values)}\n  {path}", flush=True)
-        shutil.rmtree(work.aside, ignore_errors=True)
+        shutil.rmtree(work.batches, ignore_errors=True)
         publish(tracking, path, name=f"{Path(cfg.run).resolve().name} {stem}", kind="evaluate", config=cfg)
     return path
 
@@ -126,17 +125,18 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
 def label(work: Work, metric: Metric) -> str:
     """What a figure is about, as part of a file's name: the samples, or the model alone."""
     if metric.of_samples:
-        return Path(work.cfg.samples).stem if work.given else sample_name(work.cfg, work.step)
-    return f"step{work.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
+        return Path(work.cfg.samples).stem if work.given else sample_stem(work.cfg, work.pipeline.step)
+    return f"step{work.pipeline.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
 
 
 def request(work: Work, metric: Metric) -> list[Any]:
     """All that a figure depends on, but for the code."""
-    cfg, held_out = work.cfg, work.held_out
-    what = [repr(metric), work.checkpoint, cfg.ema, work.artist.seed, work.artist.precision.name, work.world.device.type,
+    cfg, held_out, sampled = work.cfg, work.held_out, identity(work.cfg, work.pipeline)
+    # Records are found by the digest of this list, so its order must stay.
+    what = [repr(metric), *(sampled[key] for key in ("checkpoint", "ema", "seed", "precision")), work.world.device.type,
             work.train.manifest.sha256, held_out.manifest.sha256 if held_out else None]
     if metric.of_samples:
-        what += [OmegaConf.to_container(cfg.sampler, resolve=True), work.n, work.batch,
+        what += [*(sampled[key] for key in ("settings", "n", "batch")),
                  work.samples().subject["sha256"] if work.given else str(Path(cfg.samples).resolve())]
     return [*what, *(metric.inputs(work) if hasattr(metric, "inputs") else [])]
 

@@ -18,12 +18,11 @@ if __name__ == "__main__":
 
 from omegaconf import DictConfig
 
-from ebm.sampling import batches_of
 from ebm.train.distributed import join
 from launch.config.build import place, plain
 from launch.config.settings import setting
-from launch.drawing.sampling import agreed, drawn_aside, gathered, prepare
-from launch.drawing.task import assigned
+from launch.drawing.sampling import check_agreement, draw_batches, prepare, write_samples
+from launch.drawing.task import assign_task
 from launch.entry import checking, run
 from launch.job.faults import recorded
 from launch.job.preflight import meeting
@@ -44,17 +43,18 @@ def main(cfg: DictConfig) -> None:
             world = stack.enter_context(join(device=cfg.device, **seconds))
         with checking(world):
             tracking = tracked(cfg)
-            artist, step = prepare(cfg, world)
-            artist = assigned(cfg, artist, lambda other: prepare(other, world))
-            parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)
-        with checking():  # it asks every process itself
-            agreed(artist, world)
+            pipeline = prepare(cfg, world)
+            pipeline = assign_task(cfg, pipeline, lambda other: prepare(other, world))
+            for key in ("n", "batch"):
+                plain(cfg, key, int, least=1)
+        with checking():  # it asks every process by itself
+            check_agreement(pipeline, world)
         with checking(world):
             if world.is_main:
-                out.mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
-        aside = drawn_aside(cfg, artist, step, world, parts=parts)
+                out.mkdir(parents=True, exist_ok=True)  # before any work: it may not be permitted
+        batches = draw_batches(cfg, pipeline, world)
         if world.is_main:
-            protocol = gathered(cfg, artist, step, aside=aside)
+            protocol = write_samples(cfg, pipeline, batches=batches)
             (out / "failure.json").unlink(missing_ok=True)  # an earlier start's
             publish(tracking, protocol, name=f"{Path(cfg.run).resolve().name} {protocol.stem}", kind="sample", config=cfg)
 

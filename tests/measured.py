@@ -15,7 +15,7 @@ from ebm.data.beton import write_beton
 from ebm.nets.derivatives import input_gradient
 from ebm.precision import Precision
 from ebm.train.distributed import World
-from launch.drawing.artist import Artist
+from launch.drawing.pipeline import Pipeline
 from launch.metrics.evaluation import Work
 
 SIZE, MEAN, STD = 8, 0.1, 0.25
@@ -57,9 +57,10 @@ def dataset(path: Path, *, count: int, seed: int) -> Dataset:
 
 def work(folder: Path, model: Any, *, sampler: Any = None, train: int = 400, held_out: int = 200, batch: int = 50) -> Work:
     """What a metric is called with, for the law in the place of a trained run."""
-    artist = Artist(model=model, sampler=sampler, shape=(3, SIZE, SIZE), seed=0, precision=Precision(name="fp32"), device=CPU)
+    pipeline = Pipeline(model=model, sampler=sampler, shape=(3, SIZE, SIZE), seed=0, precision=Precision(name="fp32"),
+                        device=CPU, checkpoint="none")
     config = {"schedule": {"_target_": "ebm.schedule.LogUniform", "sigma_min": 0.01, "sigma_max": 10.0}}
-    return Work(artist=artist, world=World(rank=0, size=1, device=CPU), config=OmegaConf.create(config), n=20, batch=batch,
-                step=0, cfg=OmegaConf.create({"out": str(folder / "out"), "samples": str(folder / "samples"), "ema": 0}),
-                train=dataset(folder / "train.beton", count=train, seed=1), checkpoint="none",
+    return Work(pipeline=pipeline, world=World(rank=0, size=1, device=CPU), run_config=OmegaConf.create(config), n=20,
+                batch=batch, cfg=OmegaConf.create({"out": str(folder / "out"), "samples": str(folder / "samples"), "ema": 0}),
+                train=dataset(folder / "train.beton", count=train, seed=1),
                 held_out=dataset(folder / "test.beton", count=held_out, seed=2))

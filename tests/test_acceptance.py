@@ -187,5 +187,5 @@ def test_a_direct_score_and_bad_settings_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             metric(**settings).check(given)
     with pytest.raises(ValueError, match="Score is not accepted; metrics=\\[metropolis\\] needs an energy"):
-        metric().check(replace(given, artist=replace(given.artist, model=Score())))
+        metric().check(replace(given, pipeline=replace(given.pipeline, model=Score())))
     assert metric("sampler/grid@metric.grid=loguniform").grid.__class__.__name__ == "LogUniform"

@@ -31,7 +31,7 @@ def write(path: Path, images: np.ndarray) -> Manifest:
     return write_beton(path, iter(images), source="test", count=len(images), progress=False)
 
 
-def through_ffcv(path: Path, *, os_cache: bool) -> np.ndarray:
+def uses_ffcv(path: Path, *, os_cache: bool) -> np.ndarray:
     assert not import_ffcv()
     from ffcv.fields.decoders import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -51,7 +51,7 @@ class TestFFCV:
     def test_reads_what_was_written(self, tmp_path: Path, shape: tuple[int, ...], os_cache: bool) -> None:
         images = noise(*shape)
         write(tmp_path / "a.beton", images)
-        np.testing.assert_array_equal(through_ffcv(tmp_path / "a.beton", os_cache=os_cache), images)
+        np.testing.assert_array_equal(uses_ffcv(tmp_path / "a.beton", os_cache=os_cache), images)
         np.testing.assert_array_equal(read_beton(tmp_path / "a.beton"), images)
 
 
@@ -63,7 +63,7 @@ class TestRealImages:
         source = npz(REAL, key="test")
         write_beton(tmp_path / "a.beton", source.images(), source=source.name, count=source.count, progress=False)
         images = np.stack(list(source.images()))
-        np.testing.assert_array_equal(through_ffcv(tmp_path / "a.beton", os_cache=True), images)
+        np.testing.assert_array_equal(uses_ffcv(tmp_path / "a.beton", os_cache=True), images)
 
 
 class TestFFCVsOwnFile:

@@ -168,9 +168,9 @@ def work(model: Any, objective: str = "ebm.objective.DualScoreMatching", held_ou
     """As much of `launch.metrics.evaluation.Work` as a check reads."""
     schedule = {"_target_": "ebm.schedule.LogUniform", "sigma_min": 0.002, "sigma_max": 80.0}
     return SimpleNamespace(
-        artist=SimpleNamespace(model=model, seed=0), train=SimpleNamespace(count=20),
+        pipeline=SimpleNamespace(model=model, seed=0), train=SimpleNamespace(count=20),
         held_out=held_out and SimpleNamespace(count=held_out),
-        config=OmegaConf.create({"objective": {"_target_": objective}, "schedule": schedule}))
+        run_config=OmegaConf.create({"objective": {"_target_": objective}, "schedule": schedule}))
 
 
 def test_what_is_no_density_is_refused_in_one_line() -> None:
@@ -180,9 +180,9 @@ def test_what_is_no_density_is_refused_in_one_line() -> None:
         metric().check(work(model, "ebm.objective.DenoisingScoreMatching"))
     with pytest.raises(ValueError, match=r"metric\.density"):
         metric().check(work(direct("unet")))
-    for settings, words in (({"images": 11}, r"metric\.density\.images: 11 .* 2 to 10"), ({"anchors": 21}, r"anchors: 21 .*20"),
-                            ({"sigma_min": 0.001}, r"sigma_min: 0\.001 .* from 0\.002 to 80"), ({"batch": 0}, "batch"),
-                            ({"set": "tset"}, "choose held_out or train"), ({"levels": 0}, "levels")):
+    for settings, words in (({"images": 11}, r"^images: 11 .* 2 to 10"), ({"anchors": 21}, r"^anchors: 21 .*20"),
+                            ({"sigma_min": 0.001}, r"^sigma_min: 0\.001 .* from 0\.002 to 80"), ({"batch": 0}, "^batch"),
+                            ({"set": "tset"}, "^set: .*choose held_out or train"), ({"levels": 0}, "^levels")):
         with pytest.raises(ValueError, match=words):
             metric(**settings).check(work(model))
     with pytest.raises(ValueError, match="the run has none"):

@@ -16,7 +16,7 @@ from conftest import ONE_THREAD, ROOT, Command
 
 from launch.metrics.chosen import named
 from launch.metrics.cost import Cost
-from launch.metrics.evaluation import read
+from launch.metrics.evaluation import read_images
 
 ASKED = ["device=cpu", "precision=fp32", "sampler=heun", "sampler.steps=3", "n=20", "batch=4", "extractor=random",
          "metric.quality.kid_subset_size=10", "metric.quality.real=false", "metric.cost.batches=1"]
@@ -150,7 +150,7 @@ def test_images_that_cannot_be_measured_are_refused(images: Any, words: str, tra
 def test_images_and_labels_saved_without_names_are_read(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)
     np.savez(tmp_path / "samples.npz", images, np.arange(6))
-    found = read(tmp_path / "samples.npz", count=5, shape=(3, 4, 5))
+    found = read_images(tmp_path / "samples.npz", count=5, shape=(3, 4, 5))
     assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images[:5])
 
 

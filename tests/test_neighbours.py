@@ -97,11 +97,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def work(folder: Path, images: Tensor, *, held_out: bool = True, flip: bool = True) -> Work:
-    artist: Any = SimpleNamespace(shape=(3, 16, 16), seed=0, precision=SimpleNamespace(name="fp32"))
+    pipeline: Any = SimpleNamespace(shape=(3, 16, 16), seed=0, precision=SimpleNamespace(name="fp32"))
     train, test = (Dataset.open(folder / f"{split}.beton") for split in ("train", "test"))
-    return Work(artist=artist, world=World(rank=0, size=1, device=CPU), config=OmegaConf.create({"data": {"flip": flip}}),
+    return Work(pipeline=pipeline, world=World(rank=0, size=1, device=CPU),
+                run_config=OmegaConf.create({"data": {"flip": flip}}),
                 cfg=OmegaConf.create({"out": str(folder / "out"), "ema": 0}), train=train, held_out=test if held_out else None,
-                n=len(images), batch=8, step=1, checkpoint="x", kept={"samples": Samples(images=images, subject={})})
+                n=len(images), batch=8, kept={"samples": Samples(images=images, subject={})})
 
 
 def metric(*overrides: str) -> NearestNeighbours:

@@ -21,7 +21,8 @@ from ebm.evaluate.quality import Comparison, features_of, quality_of
 from ebm.train.distributed import World
 from launch.config.build import build
 from launch.config.manual import CONFIGS
-from launch.metrics.evaluation import Rows, Samples, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Samples, Work
 from launch.metrics.quality import Quality
 
 CPU = torch.device("cpu")
@@ -155,7 +156,7 @@ def test_too_few_real_images_are_refused_before_any_feature_is_computed() -> Non
 class SeveralProcesses(Work):
     """Batches computed as if by three processes, the last one first."""
 
-    def spread(self, name: str, count: int, batch: int, compute: Any) -> Rows:
+    def compute_rows(self, name: str, count: int, batch: int, compute: Any) -> Rows:
         parts = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
         made = {part.start: compute(part) for rank in (2, 1, 0) for part in parts[rank::3]}
         return {key: np.concatenate([made[part.start][key] for part in parts]) for key in made[0]}
@@ -174,11 +175,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def work(folder: Path, *, n: int, kind: type[Work] = Work, held_out: bool = True) -> Work:
-    artist: Any = SimpleNamespace(shape=(3, 16, 16), seed=0, precision=SimpleNamespace(name="fp32"))
+    pipeline: Any = SimpleNamespace(shape=(3, 16, 16), seed=0, precision=SimpleNamespace(name="fp32"))
     train, test = (Dataset.open(folder / f"{split}.beton") for split in ("train", "test"))
-    return kind(artist=artist, world=World(rank=0, size=1, device=CPU), config=OmegaConf.create({"data": {"flip": True}}),
+    return kind(pipeline=pipeline, world=World(rank=0, size=1, device=CPU),
+                run_config=OmegaConf.create({"data": {"flip": True}}),
                 cfg=OmegaConf.create({"out": str(folder / "out"), "ema": 0}), train=train, held_out=test if held_out else None,
-                n=n, batch=8, step=1, checkpoint="x", kept={"samples": Samples(images=pictures(n, seed=2), subject={})})
+                n=n, batch=8, kept={"samples": Samples(images=pictures(n, seed=2), subject={})})
 
 
 def quality(*overrides: str) -> Quality:
@@ -238,7 +240,7 @@ def test_features_of_real_images_are_kept_by_hash_and_made_again_when_damaged(
     def again(monkey: str) -> None:
         seen.clear()
         place = work(folder, n=20)
-        for file in place.aside.rglob("*.npz"):
+        for file in place.batches.rglob("*.npz"):
             file.unlink()
         found = metric(place)
         assert found is not None and first is not None and found.values == first.values, monkey

@@ -110,12 +110,12 @@ def killed_while_drawing(folder: Path, *overrides: str, batches: int) -> list[Pa
     with subprocess.Popen([sys.executable, f"{ROOT}/launch/sample.py", *overrides], env=ONE_THREAD,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 120
-        while len(list(folder.glob(".*/*.npy"))) < batches:
+        while len(list(folder.glob(".*/*.npz"))) < batches:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    return sorted(folder.glob(".*/*.npy"))
+    return sorted(folder.glob(".*/*.npz"))
 
 
 def test_another_number_of_images_is_put_aside_elsewhere(trained: Path, command: Command, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_another_number_of_images_is_put_aside_elsewhere(trained: Path, command:
     overrides = [f"run={trained}", "device=cpu", "sampler=heun", "sampler.steps=200", "batch=4", f"out={tmp_path}"]
     before = killed_while_drawing(tmp_path, *overrides, "n=400", batches=2)
     command("sample", *overrides, "n=4")
-    assert sorted(tmp_path.glob(".*/*.npy")) == before
+    assert sorted(tmp_path.glob(".*/*.npz")) == before
 
 
 def test_what_was_drawn_before_a_kill_is_not_drawn_again(trained: Path, command: Command, tmp_path: Path) -> None:
@@ -133,8 +133,9 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(trained: Path, command:
     assert 3 <= len(before) < 30
     (aside,) = halved.glob(".*")
     marked = before[0]
-    content = np.load(marked)
-    np.save(marked, 255 - content)  # if it is taken as it is, the final file shows it
+    with np.load(marked) as batch:
+        content = dict(batch)
+    np.savez(marked, **content | {"images": 255 - content["images"]})  # if it is taken as it is, the final file shows it
     command("sample", *overrides, f"out={halved}")
     command("sample", *overrides, f"out={whole}")
     resumed, truth = (np.load(next(folder.glob("*.npz")))["images"] for folder in (halved, whole))

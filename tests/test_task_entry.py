@@ -20,8 +20,8 @@ from ebm.data import to_float
 from launch import sample
 from launch.config.manual import CONFIGS
 from launch.drawing.before_after import before_after, psnr
-from launch.drawing.commission import Commission
-from launch.drawing.given import images_at
+from launch.drawing.given import read_images
+from launch.drawing.pipeline import Pipeline
 
 SIZE = 16
 FEW = ("device=cpu", "sampler.steps=4", "task.copies=2")
@@ -72,7 +72,7 @@ def test_inpainting_keeps_what_is_known_on_any_number_of_processes(
     given = ("task=inpaint", f"task.images={pictures}", BOX, "batch=4")
     arrays, protocol = done(trained, tmp_path / "one", *given)
     assert arrays["images"].shape == (6, SIZE, SIZE, 3)
-    originals = images_at(str(pictures), size=(SIZE, SIZE), key="").permute(0, 2, 3, 1).numpy()
+    originals = read_images(str(pictures), size=(SIZE, SIZE), key="").permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(arrays["originals"], originals)
     hidden = np.zeros((SIZE, SIZE), bool)
     hidden[4:12, 4:12] = True
@@ -147,9 +147,9 @@ def test_denoising_shows_the_posterior_mean_and_tests_its_moves(trained: Path, p
 
 def test_what_was_drawn_before_a_fault_is_not_drawn_again(trained: Path, pictures: Path, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    given, draw, drawn = ("task=colourise", f"task.images={pictures}", "batch=2"), Commission.draw, list[range]()
+    given, draw, drawn = ("task=colourise", f"task.images={pictures}", "batch=2"), Pipeline.draw, list[range]()
 
-    def failing(self: Commission, part: range, film: Any = None) -> torch.Tensor:
+    def failing(self: Pipeline, part: range, film: Any = None) -> torch.Tensor:
         if len(drawn) == 2:
             drawn.clear()
             raise KeyboardInterrupt
@@ -157,7 +157,7 @@ def test_what_was_drawn_before_a_fault_is_not_drawn_again(trained: Path, picture
         return draw(self, part, film)
 
     whole, _ = done(trained, tmp_path / "whole", *given)
-    monkeypatch.setattr(Commission, "draw", failing)
+    monkeypatch.setattr(Pipeline, "draw", failing)
     with pytest.raises(KeyboardInterrupt):
         done(trained, tmp_path / "halved", *given)
     done(trained, tmp_path / "other", *given[:1], f"task.images={pictures}/a.png")  # of other images: nothing to go on from
@@ -181,7 +181,8 @@ def test_a_sum_of_one_run_with_itself_is_that_run(trained: Path, tmp_path: Path,
     for overrides, words in {
         ("task.weights=[1]",): "task.weights: [1] is not accepted; there must be one for each of runs=",
         ("task.weights=[1,-1]",): "task.weights: [1, -1] is not accepted; they must be numbers whose sum is positive",
-        ("task.weights=[1,1]", f"run={tmp_path}/other"): f"run: '{tmp_path}/other' is not accepted; with task=compose it is",
+        ("task.weights=[1,1]", f"run={tmp_path}/other"): 
+            f"task.runs: ['{trained}', '{trained}'] is not accepted; the first must be run={tmp_path}/other,",
     }.items():
         with pytest.raises(SystemExit) as refused:
             sampled("task=compose", f"task.runs=[{trained},{trained}]", *given, *overrides)

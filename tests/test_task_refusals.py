@@ -17,8 +17,8 @@ from ebm.energy import Energy, inner_product
 from ebm.precision import Precision
 from launch.config.build import build
 from launch.config.manual import CONFIGS, choices
-from launch.drawing.artist import Artist
-from launch.drawing.task import assigned
+from launch.drawing.pipeline import Pipeline
+from launch.drawing.task import assign_task
 
 SIZE = 16
 
@@ -49,7 +49,7 @@ REFUSED = {
     ("task=colourise", "task.images=GOOD", "task.copies=0"): "task.copies: 0 is not accepted; it must be at least 1",
     ("task=colourise", "task.images=GOOD", "n=5"): "n: 5 is not accepted; a task on images draws task.copies of each",
     ("task=colourise", "task.images=GOOD", "sampler=metropolis"): "sampler.model: Matched is not accepted; the Metropolis test",
-    ("task=colourise",): "task.images: nothing is not accepted; task=colourise needs it",
+    ("task=colourise",): "task.images: missing; task=colourise requires it",
     ("task=inpaint", "task.images=GOOD"): "task.mask: None with box None is not accepted; give one of the two",
     ("task=inpaint", "task.images=GOOD", "task.mask=BAD/small.png"): "task.mask: 'BAD/small.png' has 8 × 8 pixels, which",
     ("task=inpaint", "task.images=GOOD", "task.mask=BAD/black.png"): "task.mask: 'BAD/black.png' is not accepted; some of it",
@@ -67,11 +67,11 @@ def test_what_can_t_be_is_refused(overrides: tuple[str, ...], picture: Path, bad
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("sample", overrides=["run=x", *filled], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    artist = Artist(
+    pipeline = Pipeline(
         model=Energy(torch.nn.Identity(), inner_product, sigma_data=0.5), sampler=build(cfg.sampler, key="sampler"),
         shape=(3, SIZE, SIZE), seed=0, precision=Precision(name="fp32"), device=torch.device("cpu"))
     with pytest.raises(ValueError) as refused:  # noqa: PT011  (its words are compared below)
-        assigned(cfg, artist, lambda _: pytest.fail("another run was read"))
+        assign_task(cfg, pipeline, lambda _: pytest.fail("another run was read"))
     assert str(refused.value).startswith(REFUSED[overrides].replace("BAD", str(bad)))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 Counter = Callable[[], "float | None"]
 NEEDS = "nvidia-ml-py: not installed; joules need pip install -e '.[evaluate]'"
@@ -20,6 +21,30 @@ class Spent:
 
     seconds: float = 0.0
     joules: float | None = None
+
+
+@dataclass(kw_only=True)
+class Passes:
+    """How often a network was called, and how often a gradient was taken through it: an energy's score costs both."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @classmethod
+    @contextmanager
+    def counted(cls, network: nn.Module) -> Iterator[Passes]:
+        """Counts within the block."""
+        passes = cls()
+
+        def count(_network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            passes.forward += 1
+            passes.backward += inputs[0].requires_grad
+
+        handle = network.register_forward_pre_hook(count)
+        try:
+            yield passes
+        finally:
+            handle.remove()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a user gives a task: images and masks, read as the data were, and refused in one line that names the key."""
+"""The images and masks that users give to tasks, read as the training data were; refusals name the key."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,13 +11,13 @@ from torch import Tensor
 from ebm.data import sources
 from launch.config.build import naming
 
-COLOURS = 3  # the data are RGB, and so is what is read here: a grey image has three equal channels
+CHANNELS = 3  # the data are RGB, and so are images read here: a grey one has three equal channels
 
 
-def images_at(path: str, *, size: tuple[int, int], key: str) -> Tensor:
-    """The images of a picture file, a folder, or `images` in an .npz, uint8 (K, 3, H, W), ``size`` = (H, W).
+def read_images(path: str, *, size: tuple[int, int], key: str) -> Tensor:
+    """The images of a picture file, a folder, or `images` in an .npz, uint8 (K, 3, H, W), where ``size`` = (H, W).
 
-    Pictures are cut to their central square and resized; arrays must have the size. Raises ValueError for what can't be.
+    Pictures are cropped to their central square and resized; arrays must have the size. Raises ValueError for anything else.
     """
     place, (height, width) = Path(path), size
     if not place.exists():
@@ -30,15 +30,16 @@ def images_at(path: str, *, size: tuple[int, int], key: str) -> Tensor:
                 raise ValueError(f"{path} holds images of {arrays[0].shape[0]} × {arrays[0].shape[1]} pixels, which is not "
                                  f"accepted; they must be {height} × {width}")
         elif height != width:
-            raise ValueError(f"{path!r} is not accepted; pictures are cut square, and {height} × {width} is not: give an .npz")
+            raise ValueError(f"{path!r} is not accepted; pictures are cropped to squares, and {height} × {width} is none: give "
+                             "an .npz")
         else:
             arrays = list(sources.folder(place, size=height).images() if place.is_dir()
                           else [sources.load_square(place, size=height)])
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-def mask_at(path: str, *, size: tuple[int, int], key: str) -> Tensor:
-    """A picture as (H, W) of booleans, true where it is lighter than middle grey; raises ValueError for another size."""
+def read_mask(path: str, *, size: tuple[int, int], key: str) -> Tensor:
+    """A picture as booleans (H, W), true where it is lighter than middle grey; raises ValueError for another size."""
     try:
         with Image.open(path) as opened:
             grey = np.asarray(opened.convert("L"))
@@ -50,8 +51,8 @@ def mask_at(path: str, *, size: tuple[int, int], key: str) -> Tensor:
     return torch.from_numpy(grey > 127)
 
 
-def box_in(box: list[int], *, size: tuple[int, int], key: str) -> Tensor:
-    """[top, left, height, width] as (H, W) of booleans, true inside; raises ValueError unless it lies in the image."""
+def box_mask(box: list[int], *, size: tuple[int, int], key: str) -> Tensor:
+    """[top, left, height, width] as booleans (H, W), true inside; raises ValueError unless it lies in the image."""
     if len(box) != 4 or min(box[:2]) < 0 or min(box[2:]) < 1 or any(box[i] + box[i + 2] > size[i] for i in range(2)):
         raise ValueError(f"{key}: {box!r} is not accepted; it must be [top, left, height, width] within the run's "
                          f"{size[0]} × {size[1]} pixels")

@@ -8,20 +8,19 @@ from dataclasses import fields, is_dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
+from ebm.evaluate.quality import FIGURES
 from launch.config.build import build
 from launch.metrics.evaluation import Metric
-
-QUALITY = ("fid", "kid", "is", "precision_recall")  # by what people call them, all made from the same features
 
 
 def chosen(cfg: DictConfig) -> dict[str, Metric]:
     """The metrics asked for, built; raises ValueError that names what is accepted."""
     asked = plain_names(cfg)
-    figures = [name for name in asked if name in QUALITY]
+    figures = [name for name in asked if name in FIGURES]
     settings = OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor})
     if figures and "quality" not in asked:
         settings.metric.quality.figures = figures
-    names = dict.fromkeys("quality" if name in QUALITY else name for name in asked)
+    names = dict.fromkeys("quality" if name in FIGURES else name for name in asked)
     return {name: build(settings.metric[name], key=f"metric.{name}") for name in names}
 
 
@@ -40,7 +39,7 @@ def named(name: str, metric: Metric) -> Iterator[None]:
 def plain_names(cfg: DictConfig) -> list[str]:
     """The names in `metrics`."""
     asked = OmegaConf.to_container(cfg.metrics) if OmegaConf.is_list(cfg.metrics) else cfg.metrics
-    accepted = [*map(str, cfg.metric), *QUALITY]
+    accepted = [*map(str, cfg.metric), *FIGURES]
     if not isinstance(asked, list) or not asked or not all(name in accepted for name in asked):
         raise ValueError(f"metrics: {asked!r} is not accepted; it must be a list of {', '.join(accepted)}")
     return asked

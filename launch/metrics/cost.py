@@ -12,9 +12,8 @@ import torch
 from tqdm import tqdm
 
 from ebm.accepted import whole
-from ebm.evaluate.power import Spent, added, joule_counter, spending
+from ebm.evaluate.power import Passes, Spent, added, joule_counter, spending
 from ebm.train.distributed import device_name
-from launch.drawing.artist import Passes
 from launch.metrics.evaluation import Figures, Work
 
 NFE = "passes forward through the network for an image; of an energy's, `gradients` were followed by a pass backward"
@@ -31,8 +30,8 @@ class Cost:
 
     def check(self, work: Work) -> None:
         """Raises ValueError for unusable settings, and for images of which nobody knows how they were drawn."""
-        whole(0, **{"metric.cost.warmup": self.warmup})
-        whole(1, **{"metric.cost.batches": self.batches})
+        whole(0, warmup=self.warmup)
+        whole(1, batches=self.batches)
         if str(work.cfg.samples).endswith(".npz"):
             raise ValueError(f"samples: {work.cfg.samples} is not accepted by the metric cost; a file's images may come "
                              "from any sampler")
@@ -42,19 +41,20 @@ class Cost:
         subject = work.samples().subject  # before the clock is read, so that all processes are through with them
         if not work.world.is_main:
             return None
-        counter, reason = joule_counter(work.artist.device)
+        counter, reason = joule_counter(work.pipeline.device)
         spent: list[Spent] = []
         for index in tqdm(range(self.warmup + self.batches), unit="batch", desc="cost", dynamic_ncols=True):
             part = range(index * work.batch, (index + 1) * work.batch)
-            with Passes.counted(work.artist.model.network) as passes, spending(work.artist.device, counter) as one:
-                work.artist.draw(part)
+            with Passes.counted(work.pipeline.model.network) as passes, spending(work.pipeline.device, counter) as one:
+                work.pipeline.draw(part)
             spent += [one] * (index >= self.warmup)
         whole_sampling = {key: subject[key] for key in ("n", "seconds", "joules") if key in subject}
         return Figures(
             values={"nfe": float(passes.forward), "gradients": float(passes.backward), **per_image(spent, work.batch)},
-            measure={"device": device_name(work.artist.device), "processor": platform.processor() or platform.machine(),
+            measure={"device": device_name(work.pipeline.device), "processor": platform.processor() or platform.machine(),
                      "threads": torch.get_num_threads(), "batch": work.batch, "warmup": self.warmup, "batches": self.batches,
-                     "precision": work.artist.precision.name, "torch": torch.__version__, "images": list(work.artist.shape)},
+                     "precision": work.pipeline.precision.name, "torch": torch.__version__,
+                     "images": list(work.pipeline.shape)},
             details={"nfe": NFE, "batch_seconds": [one.seconds for one in spent], "batch_joules": [one.joules for one in spent],
                      "joules": "the whole GPU's, idle draw included" if not reason else f"not told: {reason}",
                      "all_samples": whole_sampling})

@@ -17,7 +17,8 @@ from ebm.evaluate.likelihood import bits_per_dim
 from ebm.randomness import generator
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.config.build import build
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 from launch.metrics.likelihood import DEQUANTISED, chosen, source
 
 
@@ -41,40 +42,39 @@ class Density:
     def check(self, work: Work) -> None:
         """Raises ValueError for an energy known only up to a function of σ, levels it was not trained at, images that are not
         there and unusable numbers."""
-        objective = str(work.config.objective._target_).rsplit(".", 1)[-1]
-        if objective != "DualScoreMatching" or not isinstance(work.artist.model, Energy):
+        objective = str(work.run_config.objective._target_).rsplit(".", 1)[-1]
+        if objective != "DualScoreMatching" or not isinstance(work.pipeline.model, Energy):
             raise ValueError(f"metric.density: a run trained by {objective} is not accepted; its energy is known only up to a "
                              "function of σ: train one with objective=dual")
-        whole(1, **{"metric.density.batch": self.batch, "metric.density.levels": self.levels})
-        chosen(source(self.set, work, metric="density"), self.images, seed=work.artist.seed, metric="density")
+        whole(1, batch=self.batch, levels=self.levels)
+        chosen(source(self.set, work), self.images, seed=work.pipeline.seed)
         if not 2 <= self.anchors <= work.train.count:
-            raise ValueError(f"metric.density.anchors: {self.anchors} is not accepted; it must be 2 to {work.train.count}")
-        schedule: NoiseSchedule = build(work.config.schedule, key="schedule")
+            raise ValueError(f"anchors: {self.anchors} is not accepted; it must be 2 to {work.train.count}")
+        schedule: NoiseSchedule = build(work.run_config.schedule, key="schedule")
         low, high = schedule.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         for key, sigma in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
             if not low / 1.001 <= sigma <= high * 1.001:
-                raise ValueError(f"metric.density.{key}: {sigma} is not accepted; the run was trained at σ from {low:.3g} to "
-                                 f"{high:.3g}")
+                raise ValueError(f"{key}: {sigma} is not accepted; the run was trained at σ from {low:.3g} to {high:.3g}")
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, artist, seed = source(self.set, work, metric="density"), work.artist, work.artist.seed
-        model, indices = artist.model, chosen(data, self.images, seed=seed, metric="density")
+        data, pipeline, seed = source(self.set, work), work.pipeline, work.pipeline.seed
+        model, indices = pipeline.model, chosen(data, self.images, seed=seed)
         assert isinstance(model, Energy)
 
         def measured(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
-            x = dequantised(data.images(torch.tensor(numbers), device=artist.device), seed=seed, indices=numbers)
+            x = dequantised(data.images(torch.tensor(numbers), device=pipeline.device), seed=seed, indices=numbers)
             return {"energy": energies(model, x, sigma=self.sigma_min)}
 
-        rows = work.spread(f"density {data.manifest.sha256} {self}", len(indices), self.batch, measured)
+        rows = work.compute_rows(f"density {data.manifest.sha256} {self}", len(indices), self.batch, measured)
         normalised = self.normalised(work, model)
         return self.figures(work, data, indices, rows, normalised) if work.world.is_main else None
 
     def normalised(self, work: Work, model: Energy) -> Normalised:
         """The constant, from training images."""
-        seed, device = work.artist.seed, work.artist.device
-        indices = chosen(work.train, self.anchors, seed=seed, metric="density")
+        seed, device = work.pipeline.seed, work.pipeline.device
+        indices = chosen(work.train, self.anchors, seed=seed)
 
         def anchored(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
@@ -84,14 +84,14 @@ class Density:
                     "gaps": gaps(model, x, sigma_min=self.sigma_min, sigma_max=self.sigma_max, levels=self.levels,
                                  generators=generators)}
 
-        rows = work.spread(f"anchors {work.train.manifest.sha256} {self}", len(indices), self.batch, anchored)
+        rows = work.compute_rows(f"anchors {work.train.manifest.sha256} {self}", len(indices), self.batch, anchored)
         x = work.train.images(torch.tensor(indices), device="cpu").flatten(1).double().numpy()
         return Normalised.fit(anchors=rows["anchors"], gaps=rows["gaps"], sigma_min=self.sigma_min, sigma_max=self.sigma_max,
                               entropy=entropy(spectrum(x), d=x.shape[1], sigma=self.sigma_max))
 
     def figures(self, work: Work, data: Dataset, indices: list[int], rows: Rows, fit: Normalised) -> Figures:
         """The figures: bits as the energy tells them, and with the correction that its slope asks for."""
-        d = math.prod(work.artist.shape)
+        d = math.prod(work.pipeline.shape)
         per_dim, nll = d * math.log(2), rows["energy"] + fit.constant
         bits = bits_per_dim(nll, d=d)
         error = float(bits.std(ddof=1)) / len(bits) ** 0.5
@@ -108,7 +108,7 @@ class Density:
 
     def measure(self, work: Work, data: Dataset) -> dict[str, Any]:
         """The protocol."""
-        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.artist.seed,
+        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.pipeline.seed,
                 "dequantisation": DEQUANTISED, "sigma_min": self.sigma_min, "estimator": "normalised energy",
                 "sigma_max": self.sigma_max, "anchors": self.anchors, "levels": self.levels,
                 "train": work.train.manifest.sha256, "precision": "fp32"}

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable
@@ -12,22 +11,19 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
 from ebm.arrays import MissingArrayError, array_in
 from ebm.data import Dataset
 from ebm.files import write_atomically
-from ebm.sampling import batches_of
 from ebm.train.distributed import World, device_name
 from launch.drawing import sampling
-from launch.drawing.artist import Artist
+from launch.drawing.batches import Rows, compute_batches, digest, read_batches
+from launch.drawing.pipeline import Pipeline
 from launch.entry import checking
 from launch.run.version import version
 
-Rows = dict[str, NDArray[Any]]
 T = TypeVar("T")
 
 
@@ -65,16 +61,14 @@ class Metric(Protocol):
 class Work:
     """A trained run with its data, and the processes that measure it."""
 
-    artist: Artist
+    pipeline: Pipeline
     world: World
     cfg: DictConfig
-    config: DictConfig  # the run's own
+    run_config: DictConfig
     train: Dataset
     held_out: Dataset | None
     n: int
     batch: int
-    step: int
-    checkpoint: str
     stem: str = ""  # of the record at hand
     kept: dict[str, Any] = field(default_factory=dict)  # made once for all metrics: see `once`
 
@@ -86,19 +80,19 @@ class Work:
     @property
     def subject(self) -> dict[str, Any]:
         """What is measured."""
-        rule = OmegaConf.to_container(self.config.average.rules[self.cfg.ema], resolve=True)
-        return {"run": str(self.cfg.run), "step": self.step, "images": self.step * self.config.budget.batch,
-                "checkpoint": self.checkpoint, "ema": self.cfg.ema, "ema_rule": rule, "seed": self.artist.seed,
-                "precision": self.artist.precision.name, "device": device_name(self.world.device), "version": version()}
+        pipeline, rule = self.pipeline, OmegaConf.to_container(self.run_config.average.rules[self.cfg.ema], resolve=True)
+        return {"run": str(self.cfg.run), "step": pipeline.step, "images": pipeline.step * self.run_config.budget.batch,
+                "checkpoint": pipeline.checkpoint, "ema": self.cfg.ema, "ema_rule": rule, "seed": pipeline.seed,
+                "precision": pipeline.precision.name, "device": device_name(self.world.device), "version": version()}
 
     @property
-    def aside(self) -> Path:
-        """Where what was computed for the record at hand is kept until that is written; its name tells all that it is of."""
+    def batches(self) -> Path:
+        """Folder of the batches computed for the record at hand, kept until that is written."""
         return Path(self.cfg.out) / f".{self.stem}"
 
     def samples(self) -> Samples:
         """The run's samples, drawn by all processes unless they were before; the same whatever their number."""
-        return self.once("samples", lambda: given(Path(self.cfg.samples), self) if self.given else drawn(self))
+        return self.once("samples", lambda: load_samples(Path(self.cfg.samples), self) if self.given else draw_samples(self))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What ``make`` gives, made at the first call for this ``name``: extractors are large, and folders read whole."""
@@ -107,48 +101,30 @@ class Work:
         found: T = self.kept[name]
         return found
 
-    def spread(self, name: str, count: int, batch: int, compute: Callable[[range], Rows]) -> Rows:
+    def compute_rows(self, name: str, count: int, batch: int, compute: Callable[[range], Rows]) -> Rows:
         """The rows that ``compute`` gives for each of 0 … ``count`` − 1, in order, on every process.
 
-        Each process computes its batches and puts them aside: what was interrupted goes on from there. ``name`` must tell
-        all that the rows depend on besides the model.
+        The processes share the batches and keep them until the record is written, so that interrupted work resumes. ``name``
+        must contain all that the rows depend on besides the model; its first word is shown.
         """
-        folder = self.aside / digest([name, count, batch])
-        parts = batches_of(count, batch=batch, rank=self.world.rank, world=self.world.size)
-        with tqdm(total=sum(map(len, parts)), unit="img", desc=name.split(" ")[0], disable=not self.world.is_main,
-                  dynamic_ncols=True) as bar:
-            for part in parts:
-                path = folder / f"{part.start:09d}-{part.stop:09d}.npz"
-                if not path.exists():
-                    rows = compute(part)
-                    folder.mkdir(parents=True, exist_ok=True)
-                    buffer = io.BytesIO()
-                    np.savez(buffer, **rows)  # type: ignore[arg-type]  # numpy's stub takes a name for its own flag
-                    write_atomically(path, buffer.getbuffer())
-                bar.update(len(part))
-        self.world.barrier()  # all have been written
-        found: dict[str, list[NDArray[Any]]] = {}
-        for part in batches_of(count, batch=batch, rank=0, world=1):
-            with np.load(folder / f"{part.start:09d}-{part.stop:09d}.npz") as content:
-                for key in content.files:
-                    found.setdefault(key, []).append(content[key])
-        return {key: np.concatenate(arrays) for key, arrays in found.items()}
+        folder = self.batches / digest([name, count, batch])
+        compute_batches(folder, count, batch=batch, world=self.world, compute=compute, label=name.split(" ")[0])
+        return read_batches(folder, count, batch=batch)
 
 
-def drawn(work: Work) -> Samples:
-    """Samples at the place where `launch/sample.py` would put them, found there or drawn."""
-    world, artist = work.world, work.artist
+def draw_samples(work: Work) -> Samples:
+    """The samples of `launch/sample.py` in its place, found there or drawn; raises ValueError unless all are finite."""
+    world, pipeline = work.world, work.pipeline
     cfg = OmegaConf.merge(work.cfg, {"out": work.cfg.samples})  # as launch/sample.py has it
     assert isinstance(cfg, DictConfig)
-    folder, label = Path(cfg.out), sampling.name(cfg, work.step)
-    protocol = folder / f"{label}.json"
-    if not world.broadcast_object(same(protocol, work)):
-        parts = batches_of(work.n, batch=work.batch, rank=world.rank, world=world.size)
-        aside = sampling.drawn_aside(cfg, artist, work.step, world, parts=parts)
+    folder = Path(cfg.out)
+    protocol = folder / f"{sampling.sample_stem(cfg, pipeline.step)}.json"
+    if not world.broadcast_object(is_current(protocol, work)):
+        batches = sampling.draw_batches(cfg, pipeline, world)
         with checking(world):
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                sampling.gathered(cfg, artist, work.step, aside=aside)
+                sampling.write_samples(cfg, pipeline, batches=batches)
     about = json.loads(protocol.read_text())
     with checking(world):
         if about.get("not_finite"):
@@ -156,31 +132,29 @@ def drawn(work: Work) -> Samples:
                              f"them would mean anything; python launch/diagnose.py run={cfg.run} says why")
     with np.load(protocol.with_suffix(".npz")) as content:
         images = torch.from_numpy(content["images"]).permute(0, 3, 1, 2).contiguous()
-    told = ("sampler", "settings", "n", "seed", "batch", "nfe", "gradients", "seconds", "joules")
-    return Samples(images=images, subject={key: about[key] for key in told if key in about})
+    keys = ("sampler", "settings", "n", "seed", "batch", "nfe", "gradients", "seconds", "joules")
+    return Samples(images=images, subject={key: about[key] for key in keys if key in about})
 
 
-def same(protocol: Path, work: Work) -> bool:
-    """Whether samples of just this protocol lie there."""
+def is_current(protocol: Path, work: Work) -> bool:
+    """Whether the samples of this protocol are there and are those asked for."""
     try:
         about = json.loads(protocol.read_text())
     except (OSError, ValueError):
         return False
-    wanted = {"settings": OmegaConf.to_container(work.cfg.sampler, resolve=True), "n": work.n, "seed": work.artist.seed,
-              "batch": work.batch, "ema": work.cfg.ema, "step": work.step, "precision": work.artist.precision.name,
-              "device": device_name(work.world.device), "checkpoint": work.checkpoint}
+    wanted = sampling.identity(work.cfg, work.pipeline)
     return {key: about.get(key) for key in wanted} == wanted and protocol.with_suffix(".npz").exists()
 
 
-def given(path: Path, work: Work) -> Samples:
+def load_samples(path: Path, work: Work) -> Samples:
     """The first n images of a file; raises ValueError unless it holds as many, of the run's size."""
     with checking(work.world):
-        images = read(path, count=work.n, shape=work.artist.shape)
+        images = read_images(path, count=work.n, shape=work.pipeline.shape)
     sha256 = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     return Samples(images=images, subject={"sampler": f"file {path.name}", "n": work.n, "sha256": sha256})
 
 
-def read(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tensor:
+def read_images(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tensor:
     """The first ``count`` images of an .npz, uint8 (count, C, H, W); raises ValueError unless it has so many of ``shape``."""
     try:
         try:
@@ -199,7 +173,7 @@ def read(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(images[:count]).permute(0, 3, 1, 2).contiguous()
 
 
-def write(work: Work, metric: str, figures: Figures, *, of_samples: bool) -> Path:
+def write_record(work: Work, metric: str, figures: Figures, *, of_samples: bool) -> Path:
     """Writes a metric's pictures and, last, its record; a record that is there is whole."""
     folder, stem = Path(work.cfg.out), work.stem
     for name, content in figures.pictures.items():
@@ -214,8 +188,3 @@ def write(work: Work, metric: str, figures: Figures, *, of_samples: bool) -> Pat
         "pictures": {name: f"{stem}-{name}.png" for name in figures.pictures}, "time": round(time.time(), 2)}
     write_atomically(folder / f"{stem}.json", (json.dumps(record, indent=1, default=float) + "\n").encode())
     return folder / f"{stem}.json"
-
-
-def digest(what: Any) -> str:
-    """A short name of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]

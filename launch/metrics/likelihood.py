@@ -13,7 +13,8 @@ from ebm.data.quantum import dequantised
 from ebm.evaluate.density import spectrum
 from ebm.evaluate.likelihood import Array, Flow, bits_per_dim, prior_error, rademacher, solver
 from ebm.randomness import generator
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 
 DEQUANTISED = "uniform noise of one quantum, by image"
 LAW = 1000  # training images that the prior is held against, at most
@@ -42,27 +43,26 @@ class Likelihood:
 
     def check(self, work: Work) -> None:
         """Raises ValueError for images that are not there, unusable numbers, and without SciPy."""
-        numbers = {"batch": self.batch} | ({} if self.probes is None else {"probes": self.probes})
-        whole(1, **{f"metric.likelihood.{key}": value for key, value in numbers.items()})
-        chosen(source(self.set, work, metric="likelihood"), self.images, seed=work.artist.seed, metric="likelihood")
+        whole(1, batch=self.batch, **({} if self.probes is None else {"probes": self.probes}))
+        chosen(source(self.set, work), self.images, seed=work.pipeline.seed)
         solver()
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, artist = source(self.set, work, metric="likelihood"), work.artist
-        indices = chosen(data, self.images, seed=artist.seed, metric="likelihood")
+        data, pipeline = source(self.set, work), work.pipeline
+        indices = chosen(data, self.images, seed=pipeline.seed)
 
         def compute(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
-            x = dequantised(data.images(torch.tensor(numbers), device=artist.device), seed=artist.seed, indices=numbers)
-            signs = None if self.probes is None else rademacher(x, probes=self.probes, seed=artist.seed, indices=numbers)
-            nll, nfe = self.flow().nll(artist.model, x, sigma_data=artist.model.sigma_data, probes=signs)
+            x = dequantised(data.images(torch.tensor(numbers), device=pipeline.device), seed=pipeline.seed, indices=numbers)
+            signs = None if self.probes is None else rademacher(x, probes=self.probes, seed=pipeline.seed, indices=numbers)
+            nll, nfe = self.flow().nll(pipeline.model, x, sigma_data=pipeline.model.sigma_data, probes=signs)
             return {"nll": nll, "nfe": np.full(len(part), nfe)}
 
-        rows = work.spread(f"likelihood {data.manifest.sha256} {self}", len(indices), self.batch, compute)
+        rows = work.compute_rows(f"likelihood {data.manifest.sha256} {self}", len(indices), self.batch, compute)
         if not work.world.is_main:
             return None
-        d = int(np.prod(artist.shape))
+        d = int(np.prod(pipeline.shape))
         values = summary(rows["nll"], d=d) | {"nfe": float(rows["nfe"].mean())}
         return Figures(values=values, measure=self.measure(work, data), details={
             "images": indices, "nll": rows["nll"].mean(1).round(3).tolist(), "nfe": sorted({*rows["nfe"].tolist()}),
@@ -70,13 +70,13 @@ class Likelihood:
 
     def prior_error(self, work: Work) -> float:
         """In nats, of the training images' Gaussian."""
-        some = chosen(work.train, min(LAW, work.train.count), seed=work.artist.seed, metric="likelihood")
+        some = chosen(work.train, min(LAW, work.train.count), seed=work.pipeline.seed)
         x = work.train.images(torch.tensor(some), device="cpu").flatten(1).double().numpy()
-        return prior_error(x.mean(0), spectrum(x), sigma_max=self.sigma_max, sigma_data=work.artist.model.sigma_data)
+        return prior_error(x.mean(0), spectrum(x), sigma_max=self.sigma_max, sigma_data=work.pipeline.model.sigma_data)
 
     def measure(self, work: Work, data: Dataset) -> dict[str, Any]:
         """The protocol."""
-        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.artist.seed,
+        return {"set": self.set, "sha256": data.manifest.sha256, "count": self.images, "seed": work.pipeline.seed,
                 "dequantisation": DEQUANTISED, "sigma_min": self.sigma_min, "estimator": "probability-flow ODE",
                 "sigma_max": self.sigma_max, "solver": "RK45 of SciPy, in ln σ", "tolerance": self.tolerance,
                 "batch": self.batch, "precision": "fp32",
@@ -94,21 +94,21 @@ def summary(nll: Array, *, d: int) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def source(name: str, work: Work, *, metric: str) -> Dataset:
+def source(name: str, work: Work) -> Dataset:
     """The run's training or held-out images; raises ValueError where there are none."""
     sets = {"train": work.train, "held_out": work.held_out}
     if name not in sets:
-        raise ValueError(f"metric.{metric}.set: {name!r} is not accepted; choose held_out or train")
+        raise ValueError(f"set: {name!r} is not accepted; choose held_out or train")
     data = sets[name]
     if data is None:
-        raise ValueError(f"metric.{metric}.set: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
+        raise ValueError("set: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
     return data
 
 
-def chosen(data: Dataset, count: int, *, seed: int, metric: str) -> list[int]:
+def chosen(data: Dataset, count: int, *, seed: int) -> list[int]:
     """The numbers of ``count`` images by the seed, the first ones of any larger count; raises ValueError unless there are so
     many, and 2 at least: a standard error is made of them."""
     if not 2 <= count <= data.count:
-        raise ValueError(f"metric.{metric}.images: {count} is not accepted; it must be 2 to {data.count}, as many as there are")
+        raise ValueError(f"images: {count} is not accepted; it must be 2 to {data.count}, as many as there are")
     order = torch.randperm(data.count, generator=generator("cpu", seed, "likelihood"))
     return [int(i) for i in order[:count]]

@@ -13,15 +13,16 @@ from ebm.accepted import positive, whole
 from ebm.data import to_float, to_uint8
 from ebm.diagnose.reference import Reference
 from ebm.evaluate.acceptance import gains, walked
+from ebm.evaluate.power import Passes
 from ebm.model import with_energy
 from ebm.randomness import generator
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.sampling import Sampler, trajectory
 from ebm.schedule import NoiseSchedule
-from launch.drawing.artist import Passes
+from launch.drawing.batches import Rows
 from launch.metrics.chart import charting, png
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.metrics.evaluation import Figures, Work
 
 TOLD = {
     "equal nfe": "the unadjusted sampler reads as many scores: it makes one move more at each level",
@@ -51,12 +52,12 @@ class Metropolis:
         whole(1, steps=self.steps, steps_per_level=self.steps_per_level, components=self.components)
         whole(8, count=self.count, real=self.real)
         if not self.step_scales or len({*self.step_scales}) < len(self.step_scales):
-            raise ValueError(f"metric.metropolis.step_scales: {self.step_scales} is not accepted; it must be different numbers")
+            raise ValueError(f"step_scales: {self.step_scales} is not accepted; it must be different numbers")
         for scale in self.step_scales:
             positive(step_scales=scale)
         if not 2 <= self.groups <= self.count:
-            raise ValueError(f"metric.metropolis.groups: {self.groups} is not accepted; it must be 2 to count={self.count}")
-        with_energy(work.artist.model, what="metrics=[metropolis]")
+            raise ValueError(f"groups: {self.groups} is not accepted; it must be 2 to count={self.count}")
+        with_energy(work.pipeline.model, what="metrics=[metropolis]")
         charting()
 
     def __call__(self, work: Work) -> Figures | None:
@@ -68,12 +69,12 @@ class Metropolis:
             return None
         levels = self.grid.sigmas(self.steps).tolist()
         sigma = 0.0 if self.denoise else levels[-1]
-        reference = Reference.fit(chosen(work.train, self.real, "reference", work.artist.seed), components=self.components)
+        reference = Reference.fit(chosen(work.train, self.real, "reference", work.pipeline.seed), components=self.components)
         values: dict[str, float] = {}
         details: dict[str, Any] = {"moves per level": moves, "equal": TOLD, "levels": levels, "acceptance": {}, "passes": {},
                                    "not_finite": {}}
         if work.held_out is not None:
-            real = chosen(work.held_out, self.count, "real", work.artist.seed)
+            real = chosen(work.held_out, self.count, "real", work.pipeline.seed)
             values["real"] = reference.distance(real, sigma=0)
         for scale in self.step_scales:
             found = {name: rows[name, scale] for name in moves}
@@ -93,7 +94,7 @@ class Metropolis:
 
     def samplers(self, work: Work) -> tuple[dict[tuple[str, float], Sampler], dict[str, int]]:
         """Every sampler by name and step scale, and how many moves each makes at a level."""
-        with Passes.counted(work.artist.model.network) as passes:  # one image, one level
+        with Passes.counted(work.pipeline.model.network) as passes:  # one image, one level
             tested = partial(metropolis_annealed, steps=1, steps_per_level=self.steps_per_level, grid=self.grid, denoise=False)
             self.walk(work, partial(tested, step_scale=self.step_scales[0]), range(1))
         # an unadjusted move costs one pass forward and one backward
@@ -107,10 +108,10 @@ class Metropolis:
 
     def walk(self, work: Work, sampler: Sampler, part: range) -> Rows:
         """The finished images of these numbers, uint8, their acceptance (b, levels) and whether they are finite, (b,)."""
-        artist = work.artist
-        with artist.precision.autocast(artist.device):
-            end = walked(trajectory(artist.model, sampler, shape=artist.shape, indices=part, seed=artist.seed,
-                                    device=artist.device))
+        pipeline = work.pipeline
+        with pipeline.precision.autocast(pipeline.device):
+            end = walked(trajectory(pipeline.model, sampler, shape=pipeline.shape, indices=part, seed=pipeline.seed,
+                                    device=pipeline.device))
         finite = end.x.isfinite().flatten(1).all(1)
         return {"images": to_uint8(end.x.nan_to_num(0)).cpu().numpy(), "acceptance": end.acceptance.cpu().numpy(),
                 "finite": finite.cpu().numpy()}
@@ -118,17 +119,17 @@ class Metropolis:
     def drawn(self, work: Work, name: str, sampler: Sampler) -> Rows:
         """All images of one sampler, drawn by all processes."""
         def compute(part: range) -> Rows:
-            with Passes.counted(work.artist.model.network) as passes:
+            with Passes.counted(work.pipeline.model.network) as passes:
                 rows = self.walk(work, sampler, part)
             counts = np.array([[passes.forward, passes.backward]])
             return rows | {"passes": counts.repeat(len(part), 0)}
 
-        return work.spread(f"metropolis {name} {self}", self.count, work.batch, compute)
+        return work.compute_rows(f"metropolis {name} {self}", self.count, work.batch, compute)
 
     def measure(self, work: Work) -> dict[str, Any]:
         """The protocol."""
         return {"count": self.count, "grid": f"{self.grid}", "steps": self.steps, "steps_per_level": self.steps_per_level,
-                "step_scales": list(self.step_scales), "denoise": self.denoise, "seed": work.artist.seed,
+                "step_scales": list(self.step_scales), "denoise": self.denoise, "seed": work.pipeline.seed,
                 "groups": self.groups, "distance": "of the principal components' Gaussians",
                 "real": min(self.real, work.train.count), "components": self.components,
                 "train": work.train.manifest.sha256, "held_out": work.held_out.manifest.sha256 if work.held_out else None}

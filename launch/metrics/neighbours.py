@@ -15,7 +15,8 @@ from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.neighbours import copied, nearest, picture, ratio
 from ebm.evaluate.reference import of_dataset
 from ebm.randomness import generator
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 from launch.metrics.quality import loaded, real_features
 
 BLOCK = 2000  # training images on the device at once
@@ -79,13 +80,13 @@ class NearestNeighbours:
 
         def compute(part: range) -> Rows:
             some = queries[part.start:part.stop]
-            mirrored = place(some.flip(-1)) if work.config.data.flip else None
+            mirrored = place(some.flip(-1)) if work.run_config.data.flip else None
             rows = nearest(place(some), mirrored, blocks(work, known), k=self.k)
             return {key: getattr(rows, key).cpu().numpy() for key in ("distance", "index", "mirrored")}
 
         space = extractor.key if extractor else "pixels"
-        about = f"neighbours {space} {work.train.manifest.sha256} {work.config.data.flip} {self.k} {name}"
-        return work.spread(about, len(queries), self.batch, compute)
+        about = f"neighbours {space} {work.train.manifest.sha256} {work.run_config.data.flip} {self.k} {name}"
+        return work.compute_rows(about, len(queries), self.batch, compute)
 
     def figures(self, work: Work, samples: Tensor, found: Rows, others: Rows | None, extractor: Extractor | None) -> Figures:
         """Numbers and pictures of the neighbours that were found."""
@@ -102,7 +103,7 @@ class NearestNeighbours:
         pictures = {"first": shown(work.train, samples, found, torch.arange(min(self.shown, len(samples)))),
                     "closest": shown(work.train, samples, found, closest)}
         measure = {"n": len(samples), "train": work.train.manifest.source, "train_sha256": work.train.manifest.sha256,
-                   "train_count": work.train.count, "mirrored": bool(work.config.data.flip), "space": self.space,
+                   "train_count": work.train.count, "mirrored": bool(work.run_config.data.flip), "space": self.space,
                    "held_out_sha256": work.held_out.manifest.sha256 if work.held_out is not None else None,
                    "held_out_count": 0 if others is None else len(others["distance"]), "within": self.within, "seed": self.seed,
                    **(extractor.measure if extractor else {})}

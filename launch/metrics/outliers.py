@@ -19,8 +19,9 @@ from ebm.model import has_energy
 from ebm.randomness import generator
 from ebm.schedule import LogUniform, NoiseSchedule
 from launch.config.build import build, naming
+from launch.drawing.batches import Rows
 from launch.metrics.chart import charting, png
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.metrics.evaluation import Figures, Work
 
 SCORES = {"energy": "energies", "typicality": "energies", "score_norms": "norms"}  # and what of an image they are made of
 LEARNT, REAL = "train", "held_out"
@@ -62,28 +63,28 @@ class Outliers:
         for key, accepted in (("scores", SCORES), ("made", MADE), ("standard", STANDARD)):
             wrong = [name for name in getattr(self, key) if name not in accepted]
             if wrong:
-                raise ValueError(f"metric.outliers.{key}: {wrong[0]!r} is not accepted; choose of {', '.join(accepted)}")
+                raise ValueError(f"{key}: {wrong[0]!r} is not accepted; choose of {', '.join(accepted)}")
         whole(1, levels=self.levels, batch=self.batch)
         whole(8, count=self.count, calibration=self.calibration)
         _ = self.sigmas  # refuses what is no range
         if work.held_out is None:
             raise ValueError("metric.outliers: the run has no held-out images; held_out=<a .beton of them> gives some")
         if not self.scores_of(work):
-            raise ValueError(f"metric.outliers.scores: {self.scores} is not accepted; of a direct score choose score_norms")
+            raise ValueError(f"scores: {self.scores} is not accepted; of a direct score choose score_norms")
         for name, path in self.sets.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {*MADE, *STANDARD, LEARNT, REAL}:
-                raise ValueError(f"metric.outliers.sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and new")
-            with naming(f"metric.outliers.sets.{name}: ", OSError):
-                found(path, count=1, shape=work.artist.shape, seed=self.seed)
+                raise ValueError(f"sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and new")
+            with naming(f"sets.{name}: ", OSError):
+                found(path, count=1, shape=work.pipeline.shape, seed=self.seed)
         if not (self.made or self.sets or any(self.is_there(name, work) for name in self.standard)):
-            raise ValueError("metric.outliers.made: [] is not accepted; there must be a set in made or sets, or one of "
-                             f"standard in {self.data_root}")
+            raise ValueError("made: [] is not accepted; there must be a set in made or sets, or one of standard in "
+                             f"{self.data_root}")
         charting()
 
     def is_there(self, name: str, work: Work) -> bool:
         """Whether a standard set can be read."""
         try:
-            standard(name, self.data_root, count=1, shape=work.artist.shape, seed=self.seed)
+            standard(name, self.data_root, count=1, shape=work.pipeline.shape, seed=self.seed)
         except FileNotFoundError:
             return False
         return True
@@ -118,12 +119,12 @@ class Outliers:
 
     def scores_of(self, work: Work) -> list[str]:
         """Those of the scores that the model allows."""
-        return [score for score in self.scores if has_energy(work.artist.model) or SCORES[score] == "norms"]
+        return [score for score in self.scores if has_energy(work.pipeline.model) or SCORES[score] == "norms"]
 
     def images(self, work: Work) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Every set by name, uint8 (n, C, H, W), and why others were skipped."""
         assert work.held_out is not None
-        shape, skipped = work.artist.shape, dict[str, str]()
+        shape, skipped = work.pipeline.shape, dict[str, str]()
         inliers = chosen(work.held_out, self.count, seed=self.seed, name=REAL)
         images = {LEARNT: chosen(work.train, self.calibration, seed=self.seed, name=LEARNT), REAL: inliers}
         for name in self.made:
@@ -138,7 +139,7 @@ class Outliers:
                 skipped[name] = str(error)
         for score in self.scores:
             if score not in self.scores_of(work):
-                skipped[score] = f"{score}: {type(work.artist.model).__name__} has no energy"
+                skipped[score] = f"{score}: {type(work.pipeline.model).__name__} has no energy"
         for name, path in self.sets.items():
             images[name] = found(path, count=self.count, shape=shape, seed=self.seed)
         if work.world.is_main:
@@ -149,10 +150,10 @@ class Outliers:
     def read(self, work: Work, name: str, pixels: Tensor) -> Rows:
         """What the model says of a set, computed by all processes, in float32."""
         def compute(part: range) -> Rows:
-            x = to_float(pixels[part.start:part.stop].to(work.artist.device))
-            return {**readings(work.artist.model, x, levels=self.sigmas)}
+            x = to_float(pixels[part.start:part.stop].to(work.pipeline.device))
+            return {**readings(work.pipeline.model, x, levels=self.sigmas)}
 
-        return work.spread(f"outliers {name} {sha256(pixels)} {self.sigmas}", len(pixels), self.batch, compute)
+        return work.compute_rows(f"outliers {name} {sha256(pixels)} {self.sigmas}", len(pixels), self.batch, compute)
 
     def score(self, score: str, row: Rows, learnt: dict[str, Typical]) -> Array:
         """How unlike the training images each is, (n,)."""
@@ -164,7 +165,7 @@ class Outliers:
 
     def untrained(self, work: Work) -> list[float]:
         """The levels that the run's schedule hardly draws, so that what is read there was hardly learnt."""
-        schedule: NoiseSchedule = build(work.config.schedule, key="schedule")
+        schedule: NoiseSchedule = build(work.run_config.schedule, key="schedule")
         low, high = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
         return [sigma for sigma in self.sigmas if not low <= sigma <= high]
 

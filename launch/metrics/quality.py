@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.quality import Comparison, features_of, statistics
 from ebm.evaluate.reference import ImageSet, keep, kept, of_dataset, read
-from launch.metrics.evaluation import Figures, Rows, Work
+from launch.drawing.batches import Rows
+from launch.metrics.evaluation import Figures, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class Quality:
         """Raises ValueError or OSError for other weights or none, and for images that are too few or of another size."""
         extractor = loaded(self.extractor, work)
         images = image_set(self.reference, work)
-        if images.shape != work.artist.shape:
-            raise ValueError(f"reference: images of {images.shape} are not accepted; the run's are {work.artist.shape}")
+        if images.shape != work.pipeline.shape:
+            raise ValueError(f"reference: images of {images.shape} are not accepted; the run's are {work.pipeline.shape}")
         indices = self.indices(images)
         self.comparison().check(n=work.n, count=len(indices), extractor=extractor)
         extractor(images.pixels(indices[:2]))  # gives features, or says why not
@@ -74,7 +75,7 @@ class Quality:
         reference = real_features(work, extractor, images, indices, batch=self.batch, cache=self.cache, seed=self.seed)
         sha256 = hashlib.sha256(samples.images.numpy().tobytes()).hexdigest()
         n, name = len(samples.images), f"features {extractor.key} samples {sha256}"
-        rows = work.spread(name, n, self.batch, lambda part: features_of(
+        rows = work.compute_rows(name, n, self.batch, lambda part: features_of(
             samples.images[part.start:part.stop], extractor=extractor, batch=len(part), progress=False))
         others, floor = other_images(self.reference, work) if self.real else None, None
         if others is not None and others.count >= n:
@@ -110,7 +111,7 @@ def image_set(reference: str, work: Work) -> ImageSet:
             raise ValueError("reference: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
         return of_dataset(work.held_out)
     try:
-        return work.once(f"images {reference}", lambda: read(reference, size=work.artist.shape[1]))
+        return work.once(f"images {reference}", lambda: read(reference, size=work.pipeline.shape[1]))
     except (ValueError, OSError) as error:
         raise type(error)(f"reference: {error}; train, held_out, or the path of a .beton, .npz or folder") from error
 
@@ -137,7 +138,7 @@ def real_features(
         assert found is not None
         return found
     name = f"features {extractor.key} real {images.sha256} {count} {seed}"
-    rows = work.spread(name, count, batch, lambda part: features_of(
+    rows = work.compute_rows(name, count, batch, lambda part: features_of(
         images.pixels(indices[part.start:part.stop]), extractor=extractor, batch=len(part), progress=False))
     if work.world.is_main:
         rows |= statistics(rows)

@@ -97,7 +97,7 @@ def check_sampler(text: str) -> None:
 @functools.lru_cache(None)
 def check_metrics(text: str) -> None:
     """Has the metrics asked for check all that they will check of the ``run`` when it is trained."""
-    from launch.drawing.artist import Artist  # most studies measure nothing
+    from launch.drawing.pipeline import Pipeline  # most studies measure nothing
     from launch.metrics.chosen import chosen, named
     from launch.metrics.evaluation import Work
 
@@ -107,10 +107,10 @@ def check_metrics(text: str) -> None:
     train = train if asked.train is None else open_at(asked, "train")
     test = test if asked.held_out is None else open_at(asked, "held_out")
     # One that draws nothing, so that samplers and seeds, of which nothing here depends, are not checked again and again.
-    artist = Artist(model=on_meta(OmegaConf.to_yaml(run.model)), sampler=lambda *_, **__: iter(()), shape=train.shape, seed=0,
-                    precision=Precision(name="fp32"), device=device)
-    work = Work(artist=artist, world=World(rank=0, size=1, device=device), cfg=asked, config=run, train=train, held_out=test,
-                n=asked.n, batch=asked.batch, step=0, checkpoint="", kept=KEPT.setdefault(train.shape, {}))
+    pipeline = Pipeline(model=on_meta(OmegaConf.to_yaml(run.model)), sampler=lambda *_, **__: iter(()), shape=train.shape,
+                        seed=0, precision=Precision(name="fp32"), device=device)
+    work = Work(pipeline=pipeline, world=World(rank=0, size=1, device=device), cfg=asked, run_config=run, train=train,
+                held_out=test, n=asked.n, batch=asked.batch, kept=KEPT.setdefault(train.shape, {}))
     for name, metric in chosen(asked).items():
         with drawing(), named(name, metric):
             metric.check(work)
