@@ -137,10 +137,11 @@ def test_the_command_writes_a_page_and_says_what_it_could_not_read(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
-    ("nothing", None, "holds neither study.json nor config.yaml; give"), ("study.json", "{", "study.json is not JSON"),
-    ("study.json", '{"points": [{}]}', "is no record of a study"),
-    ("study.json", '{"points": [{"kind": "", "label": "", "folder": "", "of": "", "job": "", "steps": "x", "overrides": []}]}',
-     "is no record of a study"), ("study.json", "[]", "is no record of a study")])
+    ("nothing", None, "holds neither study.json nor config.yaml; give"), ("study.json", "{", "is not the record of a study"),
+    ("study.json", '{"points": [{}]}', "is not the record of a study"),
+    ("study.json", '{"points": [{"kind": "", "label": "", "folder": "", "of": "", "job": "", "steps": "x", "batch": 1, '
+     '"overrides": []}]}',
+     "is not the record of a study"), ("study.json", "[]", "is not the record of a study")])
 def test_a_folder_of_neither_is_refused_in_one_line(name: str, content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)

@@ -11,13 +11,9 @@ FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "pr
         "data.resident_bytes", "data.workers", "data.loader", "channels_last", "cuda_graph", "experiment", "track")
 
 
-# Keys that older configs lack, by what they meant then.
-ADDED = {"data.dequantise": False}
-
-
 def difference(old: DictConfig, new: DictConfig) -> list[str]:
     """The keys that must not differ between two starts of one run, and do, as "key: old -> new"."""
-    before, after = (ADDED | flat(OmegaConf.to_container(cfg)) for cfg in (old, new))
+    before, after = (flat(OmegaConf.to_container(cfg)) for cfg in (old, new))
     names = [name for name in sorted({*before, *after}) if not is_free(name)]
     return [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names if before.get(name) != after.get(name)]
 
