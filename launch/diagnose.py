@@ -34,8 +34,8 @@ from launch.config.override import key
 from launch.config.settings import setting
 from launch.diagnosis.words import record, words, write
 from launch.drawing.sampling import prepare
-from launch.entry import checking, run
-from launch.job.faults import recorded
+from launch.entry import run
+from launch.job.faults import checking, recorded
 from launch.run.folder import RunFolder
 from launch.run.make import opened
 from launch.tracking.track import publish, tracked

@@ -31,8 +31,8 @@ from launch.config.build import place, plain
 from launch.config.settings import setting
 from launch.drawing.sampling import agreed, prepare
 from launch.drawing.sampling import name as sample_name
-from launch.entry import checking, run
-from launch.job.faults import BAD_INPUT, Refused, recorded
+from launch.entry import run
+from launch.job.faults import BAD_INPUT, Refused, checking, recorded
 from launch.job.preflight import meeting
 from launch.job.process import STOP_SIGNALS, verdict
 from launch.metrics.chosen import chosen, named

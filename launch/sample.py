@@ -25,8 +25,8 @@ from launch.config.build import place, plain
 from launch.config.settings import setting
 from launch.drawing.sampling import agreed, drawn_aside, gathered, prepare
 from launch.drawing.task import assigned
-from launch.entry import checking, run
-from launch.job.faults import recorded
+from launch.entry import run
+from launch.job.faults import checking, recorded
 from launch.job.preflight import meeting
 from launch.job.process import STOP_SIGNALS
 from launch.tracking.track import publish, tracked

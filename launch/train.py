@@ -27,9 +27,9 @@ from ebm.train.metrics import Metrics
 from ebm.train.trainer import NonFiniteError, Trainer
 from launch.config.build import place
 from launch.config.settings import setting
-from launch.entry import checking, refuse, run
+from launch.entry import run
 from launch.job.clock import Start
-from launch.job.faults import recorded, watchdog
+from launch.job.faults import checking, recorded, refuse, watchdog
 from launch.job.preflight import fit, meeting, preflight, readable
 from launch.job.process import STOP_SIGNALS, node, number, verdict
 from launch.run.folder import RunFolder

@@ -24,7 +24,7 @@ from ebm.sampling import batches_of
 from ebm.train.distributed import World, device_name
 from launch.drawing import sampling
 from launch.drawing.artist import Artist
-from launch.entry import checking
+from launch.job.faults import checking
 from launch.run.version import version
 
 Rows = dict[str, NDArray[Any]]

@@ -1,9 +1,9 @@
 """What makes two configs one run: all keys but those that only say where, how fast or how closely watched."""
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig, OmegaConf
+
+from launch.config.keys import flat
 
 # What a resumed run may change without becoming another run; any other key must be what it was.
 FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every",
@@ -21,10 +21,3 @@ def difference(old: DictConfig, new: DictConfig) -> list[str]:
 def is_free(name: str) -> bool:
     """Whether a resumed run may change this dotted key."""
     return any(name == free or name.startswith(f"{free}.") for free in FREE)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one level of dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix.rstrip("."): tree}
-    return {key: value for name, below in tree.items() for key, value in flat(below, f"{prefix}{name}.").items()}

@@ -22,10 +22,10 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
 from ebm.train.budget import share_of
+from launch.config.keys import flat
 from launch.config.override import quoted
 from launch.job import process
 from launch.job.process import Task, become
-from launch.run.identity import flat
 from launch.run.version import ROOT
 from launch.study.apart import checking_apart
 from launch.study.arrays import Array, plan

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from launch.run.identity import flat
+from launch.config.keys import flat
 from launch.study.point import read_study
 from tools.review.collect import points
 from tools.review.direction import direction

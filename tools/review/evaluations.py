@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launch.run.identity import flat
+from launch.config.keys import flat
 from tools.review.records import Problem, number, read_json
 
 ASIDE = ("_stderr", "_real")  # what stands beside a figure: its standard error, and the same of real images
