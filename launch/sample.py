@@ -20,14 +20,12 @@ if __name__ == "__main__":
 from omegaconf import DictConfig
 
 from ebm.sampling import batches_of
-from ebm.train.distributed import join
 from launch.config.build import place, plain
-from launch.config.settings import setting
 from launch.drawing.sampling import agreed, drawn_aside, gathered, prepare
 from launch.drawing.task import assigned
 from launch.entry import run
 from launch.job.faults import checking, recorded
-from launch.job.preflight import meeting
+from launch.job.preflight import processes
 from launch.job.process import STOP_SIGNALS
 from launch.tracking.track import publish, tracked
 
@@ -40,9 +38,7 @@ def main(cfg: DictConfig) -> None:
             place(cfg, "run")
             out = place(cfg, "out")
         stack.enter_context(recorded(out))
-        with checking(), meeting(cfg.device):
-            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
-            world = stack.enter_context(join(device=cfg.device, **seconds))
+        world = stack.enter_context(processes(cfg))
         with checking(world):
             tracking = tracked(cfg)
             artist, step = prepare(cfg, world)
