@@ -107,7 +107,7 @@ def test_without_plotly_one_line_names_the_extra(tmp_path: Path, monkeypatch: py
     with pytest.raises(SystemExit) as end:
         report.main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: plotly: it isn't installed; pip install -e '.[report]'\n"
+    assert capsys.readouterr().err == "error: plotly: not installed; reports need pip install -e '.[report]'\n"
 
 
 def test_a_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

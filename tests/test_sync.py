@@ -199,7 +199,7 @@ def test_where_wandb_is_missing_it_is_named(study: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["sync.py", str(study)])
     with pytest.raises(SystemExit, match="2"):
         sync.main()
-    assert capsys.readouterr().err == "error: wandb isn't installed: pip install -e '.[wandb]'\n"
+    assert capsys.readouterr().err == "error: wandb: not installed; uploads need pip install -e '.[wandb]'\n"
 
 
 def touch(path: Path, size: int = 100) -> Path:
