@@ -26,6 +26,7 @@ from ebm.diagnose.doctor import Diagnosis, Doctor
 from ebm.diagnose.facts import Finding
 from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import short_average, spread, unguided
+from ebm.extras import extra
 from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
@@ -34,8 +35,8 @@ from launch.config.override import key
 from launch.config.settings import setting
 from launch.diagnosis.words import record, words, write
 from launch.drawing.sampling import prepare
-from launch.entry import checking, run
-from launch.job.faults import recorded
+from launch.entry import run
+from launch.job.faults import checking, recorded
 from launch.run.folder import RunFolder
 from launch.run.make import opened
 from launch.tracking.track import publish, tracked
@@ -53,7 +54,8 @@ def main(cfg: DictConfig) -> None:
         with checking():
             timeout = setting(cfg, "timeout_seconds")
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout, peers_seconds=timeout))
-            figure = figures()
+            with extra("diagnose", "diagnoses"):
+                from launch.diagnosis import figure
             if world.size > 1:
                 raise ValueError(f"processes: {world.size} are not accepted; a diagnosis takes one, without torchrun")
         start = time.perf_counter()
@@ -98,15 +100,6 @@ def cured(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis
 def order(diagnosis: Diagnosis) -> tuple[bool, float]:
     """By what two diagnoses are compared: healthy first, then by the end's distance from the data."""
     return diagnosis.verdicts != ["healthy"], diagnosis.facts.path.records[-1].distance
-
-
-def figures() -> Any:
-    """The module of tables and figures; raises ValueError that names the cure where what it needs isn't installed."""
-    try:
-        from launch.diagnosis import figure
-    except ImportError as error:
-        raise ValueError(f"{error.name}: not installed; a diagnosis needs pip install -e '.[diagnose]'") from error
-    return figure
 
 
 def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, dict[str, Any]]:

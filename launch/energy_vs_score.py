@@ -27,8 +27,7 @@ from ebm.pictures import save_grid
 from ebm.train.metrics import read
 from launch.job.process import verdict
 from launch.run.folder import RunFolder
-from launch.study.point import Point, as_point
-from launch.study.point import read as study_of
+from launch.study.point import Point, as_point, read_study
 
 SHOWN = 25  # images in a picture
 PAGE = """# The control: an energy against a direct score
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where the page and its pictures go (docs)")
     options = parser.parse_args()
     try:
-        study = study_of(options.folder)
+        study = read_study(options.folder)
         rows = [row(point) for point in map(as_point, study["points"]) if point.kind == "sample"]
         if not rows:
             raise ValueError(f"folder: {options.folder} has no samplings; python launch/status.py {options.folder} says why")

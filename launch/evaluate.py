@@ -26,14 +26,13 @@ from omegaconf import DictConfig
 
 from ebm.data import Dataset
 from ebm.files import write_atomically
-from ebm.train.distributed import World, join
+from ebm.train.distributed import World
 from launch.config.build import place, plain
-from launch.config.settings import setting
 from launch.drawing.batches import digest
 from launch.drawing.sampling import check_agreement, identity, prepare, sample_stem
-from launch.entry import checking, run
-from launch.job.faults import BAD_INPUT, Refused, recorded
-from launch.job.preflight import meeting
+from launch.entry import run
+from launch.job.faults import BAD_INPUT, Refused, checking, recorded
+from launch.job.preflight import processes
 from launch.job.process import STOP_SIGNALS, verdict
 from launch.metrics.chosen import chosen, named
 from launch.metrics.evaluation import Metric, Work, write_record
@@ -50,10 +49,9 @@ def main(cfg: DictConfig) -> None:
             place(cfg, "run")
             failures = place(cfg, "out" if cfg.label is None else "samples")  # a point of a study is its samples
         stack.enter_context(recorded(failures))
-        with checking(), meeting(cfg.device):
+        with checking():
             metrics = chosen(cfg)
-            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
-            world = stack.enter_context(join(device=cfg.device, **seconds))
+        world = stack.enter_context(processes(cfg))
         with checking(world):
             tracking = tracked(cfg)
             work = prepared(cfg, world)

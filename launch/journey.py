@@ -33,7 +33,7 @@ from launch.config.override import key
 from launch.diagnosis.story import PAGE, SECTION, STEPS, Record, conclusion
 from launch.job.process import verdict
 from launch.run.folder import RunFolder
-from launch.study.point import read as study_of
+from launch.study.point import read_study
 
 SHOWN, COMPARED = 25, 64  # images in a picture and of a distance
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where journey.md and its pictures go (docs)")
     options = parser.parse_args()
     try:
-        study = study_of(options.folder)
+        study = read_study(options.folder)
         points = {point["label"]: point for point in study["points"] if point["kind"] == "sample" and point["label"] in STEPS}
         if missing := [name for name in STEPS if name not in points or not images_of(points[name]["folder"])]:
             raise ValueError(f"folder: {options.folder} has no samples of {', '.join(missing)}; python launch/status.py "

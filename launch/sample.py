@@ -18,14 +18,12 @@ if __name__ == "__main__":
 
 from omegaconf import DictConfig
 
-from ebm.train.distributed import join
 from launch.config.build import place, plain
-from launch.config.settings import setting
 from launch.drawing.sampling import check_agreement, draw_batches, prepare, write_samples
 from launch.drawing.task import assign_task
-from launch.entry import checking, run
-from launch.job.faults import recorded
-from launch.job.preflight import meeting
+from launch.entry import run
+from launch.job.faults import checking, recorded
+from launch.job.preflight import processes
 from launch.job.process import STOP_SIGNALS
 from launch.tracking.track import publish, tracked
 
@@ -38,9 +36,7 @@ def main(cfg: DictConfig) -> None:
             place(cfg, "run")
             out = place(cfg, "out")
         stack.enter_context(recorded(out))
-        with checking(), meeting(cfg.device):
-            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
-            world = stack.enter_context(join(device=cfg.device, **seconds))
+        world = stack.enter_context(processes(cfg))
         with checking(world):
             tracking = tracked(cfg)
             pipeline = prepare(cfg, world)

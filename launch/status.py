@@ -20,7 +20,7 @@ from rich.text import Text
 from launch.config.override import quoted
 from launch.study import cluster, here
 from launch.study.cluster import Job
-from launch.study.point import as_point, last_record, read, tail
+from launch.study.point import as_point, last_record, read_study, tail
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
 
@@ -42,7 +42,7 @@ def main() -> None:
     options = arguments()
     try:
         folder = options.folder or newest()
-        study = read(folder)
+        study = read_study(folder)
         if options.cancel:
             cancel(folder, study)
         elif options.resubmit:

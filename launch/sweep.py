@@ -15,7 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 import launch.study.launcher  # noqa: F401  (makes itself known to Hydra)
-from launch.entry import checking, refuse, run
+from launch.entry import run
+from launch.job.faults import checking, refuse
 
 
 def main(cfg: DictConfig) -> None:

@@ -21,16 +21,16 @@ if __name__ == "__main__":
 from omegaconf import DictConfig
 
 from ebm.train.checkpoint import load
-from ebm.train.distributed import device_name, join
+from ebm.train.distributed import device_name
 from ebm.train.graph import NotRecordableError
 from ebm.train.metrics import Metrics
 from ebm.train.trainer import NonFiniteError, Trainer
 from launch.config.build import place
 from launch.config.settings import setting
-from launch.entry import checking, refuse, run
+from launch.entry import run
 from launch.job.clock import Start
-from launch.job.faults import recorded, watchdog
-from launch.job.preflight import fit, meeting, preflight, readable
+from launch.job.faults import checking, recorded, refuse, watchdog
+from launch.job.preflight import fit, preflight, processes, readable
 from launch.job.process import STOP_SIGNALS, node, number, verdict
 from launch.run.folder import RunFolder
 from launch.run.make import batches, datasets, make_trainer, resolved
@@ -47,9 +47,7 @@ def main(cfg: DictConfig) -> None:
         with checking():
             folder = RunFolder(place(cfg, "run"))
         stack.enter_context(recorded(folder.path))
-        with checking(), meeting(cfg.device):
-            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
-            world = stack.enter_context(join(device=cfg.device, **seconds))
+        world = stack.enter_context(processes(cfg))
         start.ended("process group")
         with checking(world):
             cfg = resolved(cfg, world, before=folder.precision())

@@ -21,7 +21,9 @@ from ebm.train.metrics import read
 from ebm.train.trainer import Trainer
 from launch import diagnose, entry, evaluate, sample, train
 from launch.config.build import build
+from launch.config.keys import flat
 from launch.config.manual import CONFIGS, choices, headed, manual
+from launch.config.mistakes import choice_mistake, chosen
 from launch.entry import run
 from launch.job.faults import Refused, recorded
 from launch.job.process import node
@@ -139,7 +141,7 @@ def test_a_grid_for_a_sampler_without_one_is_refused(
     monkeypatch.setattr(sys, "argv", ["sample.py", f"run={tmp_path}", "sampler=langevin", "sampler/grid=karras"])
     with pytest.raises(SystemExit):
         run(sample.main, config="sample")
-    assert capfd.readouterr().err == "error: sampler/grid: the sampler that is chosen takes none\n"
+    assert capfd.readouterr().err == "error: sampler/grid: the chosen sampler has no such part\n"
 
 
 @pytest.mark.parametrize(("config", "main"), [("train", train.main), ("sample", sample.main)])
@@ -173,8 +175,8 @@ def test_help_tells_of_what_is_chosen_and_accepted_alone(
 def test_help_has_every_key(config: str, choice: str) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         made = OmegaConf.to_container(compose(config, [choice]), resolve=False)
-    text = manual(config, entry.chosen(config, [choice]), "")
-    for key in entry.dotted(made):
+    text = manual(config, chosen(config, [choice]), "")
+    for key in flat(made):
         last = key.rpartition(".")[2]
         assert last == "_partial_" or re.search(rf"\b{last}:", text), key
 
@@ -209,13 +211,13 @@ def test_a_target_without_types_takes_what_it_is_given() -> None:
      "task: not a group of this config; groups: average, data, experiment, model, model/head, model/network, "),
     (["experiment=journy/noise"], "experiment=journy/noise: no such choice; accepted: dual, energy_vs_score/inner_product, "),
     (["--batch", "64"], "--batch: no such flag; a setting is written key=value, as in seed=1, and --help lists them\n"),
-    (["budget.batch", "64"], "budget.batch: can't be read; a setting is written key=value, a list as key=[1,2]\n"),
-    (["model=cnn,"], "model=cnn,: can't be read; a setting is written key=value, a list as key=[1,2]\n"),
+    (["budget.batch", "64"], "budget.batch: can't be parsed; a setting is written key=value, a list as key=[1,2]\n"),
+    (["model=cnn,"], "model=cnn,: can't be parsed; a setting is written key=value, a list as key=[1,2]\n"),
     (["=3"], "=3: names no key; a setting is written key=value, as in seed=1, and --help lists them\n"),
     (["+sead=3"], "sead: no such key; did you mean seed"),
     (["+save.evry=3"], "save.evry: no such key; did you mean save.every"),
-    (["schedule=single", "schedule.sigma_min=1"], "schedule.sigma_min: no such key of the schedule that is chosen\n"),
-    (["-m", "seed=0,1"], "-m: train.py takes one value of each key; a study of several is python launch/sweep.py -m\n"),
+    (["schedule=single", "schedule.sigma_min=1"], "schedule.sigma_min: no such key of the chosen schedule\n"),
+    (["-m", "seed=0,1"], "-m: train.py takes one value for each key; for a study of several: python launch/sweep.py -m\n"),
 ])
 def test_what_is_no_setting_is_answered_with_what_is(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -244,7 +246,7 @@ def test_another_config_for_the_same_run_is_refused(
 
 
 def test_a_group_may_be_given_values_in_place_of_a_choice() -> None:
-    assert entry.no_choice(["model={network: {width: 8}}", "model=cnn,unet", "~experiment", "seed=1"]) == ""
+    assert choice_mistake(["model={network: {width: 8}}", "model=cnn,unet", "~experiment", "seed=1"]) == ""
 
 
 @pytest.mark.parametrize(("code", "study", "left"), [
@@ -319,7 +321,7 @@ def test_work_is_collected_and_imports_are_not(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg=job"])
     gc.disable()
     try:
-        entry.begin(lambda: seen.append((gc.isenabled(), len(gc.get_objects()))), config="train")  # type: ignore[arg-type, misc]
+        entry.call(lambda: seen.append((gc.isenabled(), len(gc.get_objects()))), config="train")  # type: ignore[arg-type, misc]
     finally:
         gc.enable()
     ((on, watched),) = seen
@@ -337,7 +339,7 @@ def test_a_config_made_once_is_that_of_hydra(monkeypatch: pytest.MonkeyPatch) ->
 
     for more in ([], ["hydra.verbose=false"]):
         monkeypatch.setattr(sys, "argv", ["train.py", "model=cnn", "seed=3", *more])
-        entry.begin(take, config="train")
+        entry.call(take, config="train")
     (ours, plain, once), (theirs, same, twice) = seen
     assert once
     assert not twice

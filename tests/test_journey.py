@@ -97,7 +97,8 @@ def test_the_page_shows_each_step_and_is_only_written_whole(tiny: list[str], com
     command("train", *tiny, f"run={run}", "budget.images=160")
     command("sample", f"run={run}", *sampler, "n=16", f"out={samples}")
     command("diagnose", f"run={run}", *sampler, f"out={samples}/diagnosis", *QUICK)  # one that is there is not made again
-    points = [{"kind": "sample", "label": name, "folder": str(samples), "overrides": [*sampler, "n=16"]} for name in STORY]
+    points = [{"kind": "sample", "label": name, "of": "", "folder": str(samples), "steps": 0, "batch": 0, "job": "done",
+               "overrides": [*sampler, "n=16"]} for name in STORY]
     study.mkdir()
 
     def write(points: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:

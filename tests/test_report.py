@@ -107,7 +107,7 @@ def test_without_plotly_one_line_names_the_extra(tmp_path: Path, monkeypatch: py
     with pytest.raises(SystemExit) as end:
         report.main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: plotly: it isn't installed; pip install -e '.[report]'\n"
+    assert capsys.readouterr().err == "error: plotly: not installed; reports need pip install -e '.[report]'\n"
 
 
 def test_a_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,10 +137,11 @@ def test_the_command_writes_a_page_and_says_what_it_could_not_read(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
-    ("nothing", None, "holds neither study.json nor config.yaml; give"), ("study.json", "{", "study.json is not JSON"),
-    ("study.json", '{"points": [{}]}', "is no record of a study"),
-    ("study.json", '{"points": [{"kind": "", "label": "", "folder": "", "of": "", "job": "", "steps": "x", "overrides": []}]}',
-     "is no record of a study"), ("study.json", "[]", "is no record of a study")])
+    ("nothing", None, "holds neither study.json nor config.yaml; give"), ("study.json", "{", "is not the record of a study"),
+    ("study.json", '{"points": [{}]}', "is not the record of a study"),
+    ("study.json", '{"points": [{"kind": "", "label": "", "folder": "", "of": "", "job": "", "steps": "x", "batch": 1, '
+     '"overrides": []}]}',
+     "is not the record of a study"), ("study.json", "[]", "is not the record of a study")])
 def test_a_folder_of_neither_is_refused_in_one_line(name: str, content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_report_pictures import shades
 
-from tools.bench.made import Record, calibration, grid, sampled, shade, start, studied, train, trained, usual
+from tools.bench.made import Record, calibration, evaluated, grid, sampled, shade, start, studied, train, trained, usual
 from tools.review import records
 from tools.review.album import Album, Grid, square
 from tools.review.collect import collect, over
@@ -83,8 +83,9 @@ def test_a_study_as_a_table(tmp_path: Path) -> None:
     with open(b / "metrics.jsonl", "a", encoding="utf-8") as file:
         warning = {"event": "warning", "images": 5, "words": "no guidance"}
         file.write(json.dumps(start(2000.0)) + "\n" + json.dumps(warning) + "\n")
-    one, two = sampled(a, "heun", fid=30.0), sampled(a, "langevin", fid=90.0)
-    (two / "precision.json").write_text(json.dumps({"metrics": {"precision": 0.5}}))
+    one, two = sampled(a, "heun"), sampled(a, "langevin")
+    evaluated(a, "heun", fid=30.0, precision=0.5)
+    evaluated(a, "langevin", fid=90.0)
     points = [(a, ["model=cnn", "seed=0", "data=tiny"]), (b, ["model=unet", "data=tiny"])]
     study = studied(tmp_path, points, [(a, one), (a, two)])
     content = collect(study, album=Album())
@@ -96,11 +97,12 @@ def test_a_study_as_a_table(tmp_path: Path) -> None:
     assert second["values"]["best_held_out"] == second["values"]["held_out"] == 0.25
     assert (first["values"]["restarts"], second["values"]["restarts"]) == (0, 1)
     assert first["values"]["hours"] == pytest.approx(1000 / HOUR, rel=1e-4)
-    assert (first["values"]["fid"], second["values"]["fid"], first["values"]["precision"]) == (30.0, None, 0.5)
+    fid, precision = "quality.fid", "quality.precision"
+    assert (first["values"][fid], second["values"][fid], first["values"][precision]) == (30.0, None, 0.5)
     assert second["warnings"] == ["no guidance"]
     assert [s["parameters"] for s in first["samplers"]] == [{"sampler": "heun"}, {"sampler": "langevin"}]
     assert {n["key"]: n["title"] for n in content["numbers"]}["hours"] == "process-hours", "no GPU has been held"
-    assert {n["key"]: n["better"] for n in content["numbers"]}["precision"] == "higher"
+    assert {n["key"]: n["better"] for n in content["numbers"]}[precision] == "higher"
     assert content["problems"] == []
     assert over(content)
 
@@ -136,16 +138,15 @@ def test_how_a_run_stands(lines: list[Record], age: float, failure: bool, state:
     assert content["runs"][0]["why"] == ("rank 1 on n7: ValueError: it broke" if failure else "")
 
 
-def test_a_run_alone_and_one_from_before_times_and_previews_were_recorded(tmp_path: Path) -> None:
-    old = [{key: value for key, value in line.items() if key != "time"} for line in usual()]
-    run = trained(tmp_path, "run", old)
-    for images in (100, 1000):
-        grid(run / "previews" / f"images-{images:09}.png", square(4))
+def test_a_run_alone(tmp_path: Path) -> None:
+    drawn = [{"event": "preview", "images": images, "path": f"previews/{images}.png", "count": 4} for images in (100, 1000)]
+    run = trained(tmp_path, "run", [*usual(), *drawn])
+    for one in drawn:
+        grid(run / str(one["path"]), square(4))
     album = Album()
     content = collect(run, album=album)
     assert content["kind"] == "run"
     assert content["runs"][0]["parameters"]["schedule"] == "LogNormal"
-    assert content["runs"][0]["values"]["hours"] is None
     assert [one["images"] for one in content["runs"][0]["previews"]] == [100, 1000]
     assert shades(album, content["runs"][0]["previews"][0]) == pytest.approx([shade(i) for i in range(4)], abs=2)
     assert "not recorded" in content["runs"][0]["command_note"]

@@ -68,8 +68,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(written: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may send."""
     shutil.copytree(written / "runs", tmp_path / "runs", symlinks=True)
-    points = [{"kind": "train", "label": name, "of": "", "folder": f"{tmp_path}/runs/{name}", "steps": 4, "job": "local 1",
-               "overrides": []} for name in "ab"]
+    points = [{"kind": "train", "label": name, "of": "", "folder": f"{tmp_path}/runs/{name}", "steps": 4, "batch": 8,
+               "job": "local 1", "overrides": []} for name in "ab"]
     points.append({**points[0], "kind": "sample", "label": "heun", "of": "a", "folder": f"{tmp_path}/runs/a/samples/heun"})
     (tmp_path / "study.json").write_text(json.dumps({"points": points, "command": []}))
     return tmp_path
@@ -79,7 +79,8 @@ def test_a_study_that_was_moved_is_found_with_its_runs(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     for name in ("runs/a", "studies/one"):
         (after / name).mkdir(parents=True)
-    point = {"kind": "train", "label": "a", "of": "", "folder": f"{before}/runs/a", "steps": 4, "job": "done", "overrides": []}
+    point = {"kind": "train", "label": "a", "of": "", "folder": f"{before}/runs/a", "steps": 4, "batch": 8, "job": "done",
+             "overrides": []}
     (after / "studies" / "one" / "study.json").write_text(json.dumps({"points": [point], "command": []}))
     assert folders(after / "studies" / "one") == [after / "runs" / "a"]
     (after / "runs" / "a").rmdir()
@@ -189,7 +190,7 @@ def test_bad_folders_and_records_are_one_line(study: Path, call: Call) -> None:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1 and words in done.stderr
     (study / "study.json").write_text("{")
-    assert "is no record of a study" in call(study).stderr
+    assert "is not the record of a study" in call(study).stderr
 
 
 def test_where_wandb_is_missing_it_is_named(study: Path, monkeypatch: pytest.MonkeyPatch,
@@ -198,7 +199,7 @@ def test_where_wandb_is_missing_it_is_named(study: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["sync.py", str(study)])
     with pytest.raises(SystemExit, match="2"):
         sync.main()
-    assert capsys.readouterr().err == "error: wandb isn't installed: pip install -e '.[wandb]'\n"
+    assert capsys.readouterr().err == "error: wandb: not installed; uploads need pip install -e '.[wandb]'\n"
 
 
 def touch(path: Path, size: int = 100) -> Path:

@@ -75,7 +75,7 @@ def main() -> None:
         else:
             for group, differs in zip(groups, apart(groups), strict=True):
                 ranked(group, differs if len(groups) > 1 else "")
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

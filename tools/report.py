@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout that is not installed
 
+from ebm.extras import extra
 from ebm.files import write_atomically
 from tools.review.album import Album
 from tools.review.collect import collect, over
@@ -54,7 +55,7 @@ def main() -> None:
         if place is not None:
             entity, project = place
             print(published().publish(published().report(content, entity=entity, project=project)))
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -62,11 +63,9 @@ def main() -> None:
 
 
 def published() -> ModuleType:
-    """The module that knows W&B's reports; raises ModuleNotFoundError, naming the extra, where it can't be imported."""
-    try:
+    """The module that makes reports at W&B; raises ValueError, naming the extra, if it can't be imported."""
+    with extra("wandb", "reports at W&B"):
         return importlib.import_module("tools.review.published")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"--wandb: {error.name} isn't installed; pip install -e '.[wandb]'") from error
 
 
 def write(folder: Path, out: Path, *, album: Album, watch: float | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout 
 
 from tqdm import tqdm
 
+from ebm.extras import how_to_install
 from tools.review.offline import Segment, folders, over, pending, segments
 
 REST = "there already, empty or being written"
@@ -52,7 +53,7 @@ def main() -> None:
     options = arguments()
     try:
         if importlib.util.find_spec("wandb") is None:
-            raise ValueError("wandb isn't installed: pip install -e '.[wandb]'")
+            raise ValueError(how_to_install("wandb", "wandb", "uploads"))
         if options.dry_run:
             listing(segments(folders(options.folder), online=options.online))
             return

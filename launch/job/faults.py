@@ -1,4 +1,4 @@
-"""What is left in a run's folder when it fails: which process, where, why, and the stacks of one that hangs."""
+"""How a process fails: bad input in one line, anything else written down in the run's folder, with the stacks of a hang."""
 from __future__ import annotations
 
 import contextlib
@@ -11,19 +11,62 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ebm.files import write_atomically
 from launch.job.process import node, start, verdict
+
+if TYPE_CHECKING:
+    from ebm.train.distributed import World
 
 BAD_INPUT = 2  # the exit code of a command line that is refused
 
 
 class Refused(SystemExit):
-    """The end of a process whose reason has been said in one line."""
+    """The exit of a process that has given its reason in one line."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code)
         self.message = message
+
+
+@contextlib.contextmanager
+def checking(world: World | None = None) -> Iterator[None]:
+    """Context of all checks before the work: a ValueError or OSError there is the user's to mend, and ends in one line.
+
+    With a ``world``, an error on any process ends all of them, so no process may wait for another inside.
+    """
+    fault = ""
+    try:
+        yield
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        fault = missing_value(error) or " ".join(str(error).split()) or repr(error)
+    if world is not None:
+        fault = next(filter(None, world.all_gather(fault)), "")
+    if fault:
+        refuse(fault, world=world)
+
+
+def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None, alone: bool = False) -> NoReturn:
+    """Prints ``message`` on one line and ends this process with an exit code.
+
+    It is printed once: by rank 0 if all of ``world`` end so, by the process itself if it is ``alone`` in this, else by the
+    first process of the node.
+    """
+    if alone or (world.is_main if world is not None else os.environ.get("LOCAL_RANK", "0") == "0"):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    verdict("failed")
+    raise Refused(code, message)
+
+
+def missing_value(error: Exception) -> str:
+    """OmegaConf's error about a mandatory value as a line that asks for it; "" for any other error."""
+    if not isinstance(error, MissingMandatoryValue):
+        return ""
+    key = error.full_key or str(error).split()[-1]
+    return f"{key}: no value is given, and there is no default; add {key}=<value>"
 
 
 @contextlib.contextmanager

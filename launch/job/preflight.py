@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from ebm.data import Dataset
-from ebm.train.distributed import MissingPeersError, World
+from ebm.train.distributed import MissingPeersError, World, join
+from launch.config.settings import setting
+from launch.job.faults import checking
 from launch.job.process import node, verdict
 
 PROBE = 4 << 20  # bytes written to measure the speed of the run's disk
@@ -20,6 +23,16 @@ GRACE = 5.0  # seconds in which rank 0 can say which processes are missing, befo
 
 class NodeFaultError(OSError):
     """Nodes that can't do the run's work."""
+
+
+@contextlib.contextmanager
+def processes(cfg: DictConfig) -> Iterator[World]:
+    """Context of the process group of ``cfg``; bad settings, and processes that don't find each other, end in one line."""
+    with contextlib.ExitStack() as stack:
+        with checking(), meeting(cfg.device):
+            seconds = {name: setting(cfg, name) for name in ("timeout_seconds", "peers_seconds")}
+            world = stack.enter_context(join(device=cfg.device, **seconds))
+        yield world
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ebm.train.distributed import World, device_name
 from launch.drawing import sampling
 from launch.drawing.batches import Rows, compute_batches, digest, read_batches
 from launch.drawing.pipeline import Pipeline
-from launch.entry import checking
+from launch.job.faults import checking
 from launch.run.version import version
 
 T = TypeVar("T")

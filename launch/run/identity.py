@@ -1,9 +1,9 @@
 """What makes two configs one run: all keys but those that only say where, how fast or how closely watched."""
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig, OmegaConf
+
+from launch.config.keys import flat
 
 # What a resumed run may change without becoming another run; any other key must be what it was.
 FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "preflight", "log_every", "save.every",
@@ -11,13 +11,9 @@ FREE = ("run", "device", "timeout_seconds", "peers_seconds", "hang_seconds", "pr
         "data.resident_bytes", "data.workers", "data.loader", "channels_last", "cuda_graph", "experiment", "track")
 
 
-# Keys that older configs lack, by what they meant then.
-ADDED = {"data.dequantise": False}
-
-
 def difference(old: DictConfig, new: DictConfig) -> list[str]:
     """The keys that must not differ between two starts of one run, and do, as "key: old -> new"."""
-    before, after = (ADDED | flat(OmegaConf.to_container(cfg)) for cfg in (old, new))
+    before, after = (flat(OmegaConf.to_container(cfg)) for cfg in (old, new))
     names = [name for name in sorted({*before, *after}) if not is_free(name)]
     return [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names if before.get(name) != after.get(name)]
 
@@ -25,10 +21,3 @@ def difference(old: DictConfig, new: DictConfig) -> list[str]:
 def is_free(name: str) -> bool:
     """Whether a resumed run may change this dotted key."""
     return any(name == free or name.startswith(f"{free}.") for free in FREE)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one level of dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix.rstrip("."): tree}
-    return {key: value for name, below in tree.items() for key, value in flat(below, f"{prefix}{name}.").items()}

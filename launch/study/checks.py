@@ -17,7 +17,7 @@ from ebm.sampling import batches_of, trajectory
 from ebm.train.distributed import World, check_device_name
 from launch.config.build import build, naming, plain, seed
 from launch.config.settings import check_settings, precision
-from launch.entry import asked_for
+from launch.job.faults import missing_value
 from launch.run.make import datasets
 from launch.run.make import opened as open_at
 from launch.tracking.track import tracked
@@ -36,7 +36,7 @@ def check(kind: str, text: str) -> tuple[str, int, int] | None:
             return check_metrics(text)
         return check_run(text) if kind == "train" else check_sampler(text)
     except (OSError, OmegaConfBaseException) as error:  # which not all come whole from one process to another
-        raise ValueError(asked_for(error) or str(error)) from None
+        raise ValueError(missing_value(error) or str(error)) from None
 
 
 def check_run(text: str) -> tuple[str, int, int]:

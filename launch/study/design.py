@@ -12,9 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from launch.config.keys import flat
 from launch.config.manual import CONFIGS
 from launch.config.override import key
-from launch.run.identity import flat, is_free
+from launch.run.identity import is_free
 from launch.study.point import Point
 
 RUN = ("model", "objective", "schedule", "data")  # what samplings and metrics ask of a run's config

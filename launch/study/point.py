@@ -59,25 +59,32 @@ class Point:
         return f"{where}{content['error']}"
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """A study's record; raises FileNotFoundError where the folder holds none."""
-    if not (folder / "study.json").exists():
+def read_study(folder: Path) -> dict[str, Any]:
+    """The record of a study; raises FileNotFoundError if the folder holds none, ValueError if it is damaged."""
+    path = folder / "study.json"
+    if not path.exists():
         raise FileNotFoundError(f"folder: {folder} holds no study.json; give the folder that sweep.py has named")
-    content: dict[str, Any] = json.loads((folder / "study.json").read_text())
-    return content
+    try:
+        study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for point in study["points"]:
+            as_point(point), point["of"], point["job"], int(point["steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"folder: {path} is not the record of a study ({error}); give a folder that sweep.py has "
+                         "named") from error
+    return study
 
 
 def as_point(record: dict[str, Any], of: Point | None = None) -> Point:
     """A point as the study had it when it was submitted."""
     return Point(record["kind"], record["label"], Path(record["folder"]), tuple(record["overrides"]), record["steps"],
-                 record.get("batch", 0), of)  # older records don't tell it
+                 record["batch"], of)
 
 
 def recorded(folder: Path) -> list[Point]:
     """A study's points as they were, samplings after their runs: what has been decided once is not asked of today's configs."""
     runs: dict[Path, Point] = {}
     found: list[Point] = []
-    for one in read(folder)["points"]:
+    for one in read_study(folder)["points"]:
         point = as_point(one, runs.get(Path(one["folder"]).parents[1]) if one["kind"] == "sample" else None)
         runs[point.folder] = point
         found.append(point)

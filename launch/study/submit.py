@@ -22,10 +22,10 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from ebm.files import write_atomically
 from ebm.train.budget import local_batch
+from launch.config.keys import flat
 from launch.config.override import quoted
 from launch.job import process
 from launch.job.process import Task, become
-from launch.run.identity import flat
 from launch.run.version import ROOT
 from launch.study.apart import checking_apart
 from launch.study.arrays import Array, plan
@@ -33,7 +33,7 @@ from launch.study.cluster import array_limit, available, queued
 from launch.study.design import points
 from launch.study.environment import outside_job, python_blocking_signals
 from launch.study.here import here
-from launch.study.point import Point, read, recorded
+from launch.study.point import Point, read_study, recorded
 from launch.study.store import fresh, frozen, holder, locked
 
 # A job starts in the folder where it was submitted, and Python would look for `launch` there, not in the study's frozen code:
@@ -57,7 +57,7 @@ class Study:
         """Checks every point, then submits what is missing; nothing is queued where anything is wrong."""
         store = Path(self.cfg.store).resolve()
         slurm = available()
-        before = None if self.cfg.again is None else read(Path(self.cfg.again))["code"]
+        before = None if self.cfg.again is None else read_study(Path(self.cfg.again))["code"]
         self.code = frozen(store, self.cfg.code or before)
         if self.cfg.code is not None and self.cfg.again is None and self.code != ROOT:
             # What it names and checks must be what it runs: by its own configs, not by those that stand here.

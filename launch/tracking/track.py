@@ -18,6 +18,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ebm.extras import how_to_install
 from launch.config.build import plain
 from launch.job.faults import Refused
 from launch.job.process import node, number
@@ -46,7 +47,8 @@ def tracked(cfg: DictConfig) -> Tracking:
     if mode not in MODES:
         raise ValueError(f"track.mode: {track.mode!r} is not accepted; choose {', '.join(MODES)}")
     if not there and mode in ("online", "offline") and track.mode != os.environ.get("WANDB_MODE"):
-        raise ValueError(f"track.mode: {track.mode!r} is not accepted; wandb isn't installed: pip install -e '.[wandb]'")
+        raise ValueError(f"track.mode: {track.mode!r} is not accepted; "
+                         + how_to_install("wandb", "wandb", "online and offline tracking"))
     seconds = {name: plain(cfg, f"track.{name}", float, least=0) for name in ("start_seconds", "finish_seconds")}
     return Tracking(mode=mode if there else "disabled", project=plain(cfg, "track.project", str),
                     entity=None if track.entity is None else plain(cfg, "track.entity", str),

@@ -58,10 +58,10 @@ def studied(store: Path, points: Sequence[tuple[Path, Sequence[str]]], samplers:
     folder = store / "studies" / "one"
     folder.mkdir(parents=True)
     label = {run: " ".join(overrides) for run, overrides in points}
-    found = [{"kind": "train", "label": label[run], "of": "", "folder": str(run), "steps": 100, "job": "done",
+    found = [{"kind": "train", "label": label[run], "of": "", "folder": str(run), "steps": 100, "batch": 10, "job": "done",
               "overrides": list(overrides)} for run, overrides in points]
-    found += [{"kind": "sample", "label": place.name, "of": label[run], "folder": str(place), "steps": 0, "job": "done",
-               "overrides": [f"sampler={place.name}", "n=4"]} for run, place in samplers]
+    found += [{"kind": "sample", "label": place.name, "of": label[run], "folder": str(place), "steps": 0, "batch": 0,
+               "job": "done", "overrides": [f"sampler={place.name}", "n=4"]} for run, place in samplers]
     about = {"command": ["-m", "seed=0,1"], "code": "c0de", "created": "2026-11-24 12:00:00"}
     (folder / "study.json").write_text(json.dumps({**about, "points": found}))
     return folder
@@ -79,6 +79,14 @@ def sampled(run: Path, name: str, *, frames: int = 3, rows: int = 2, size: int =
         "run": str(run), "sampler": name, "settings": {"steps": 9}, "n": 4, "seed": 0, "nfe": 17, "seconds": 1.5, "time": 5.0,
         "trajectory": {"path": "a-trajectory.png", "rows": rows, "frames": told}, **more}))
     return folder
+
+
+def evaluated(run: Path, name: str, **values: float) -> None:
+    """A record of the quality of the samples in ``run``/samples/``name``."""
+    path = run / "evaluations" / name / "quality-a.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"metric": "quality", "values": values, "measure": {"n": 4, "extractor": "inception"},
+                                "subject": {"sampler": name, "n": 4}, "details": {}, "pictures": {}, "time": 6.0}))
 
 
 def shade(index: int) -> int:
@@ -113,7 +121,8 @@ def many(store: Path, count: int) -> Path:
             grid(run / "previews" / f"{images}.png", square(16), size=16)
         points.append((run, [f"model={model}", f"rate.peak={peak}", f"seed={seed}", "data=cifar10"]))
         if number % 10 == 0:
-            samplers.append((run, sampled(run, "heun", fid=100 * loss)))
+            samplers.append((run, sampled(run, "heun")))
+            evaluated(run, "heun", fid=100 * loss)
     study = studied(store, points, samplers)
     report.write(study, study / "report.html", album=Album(), watch=None)
     return study / "report.html"

@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])  # the code beside this f
 import torch
 
 from ebm.train.distributed import choose_device
-from launch.entry import keep_memory
+from launch.job.startup import keep_memory
 from tools.bench import machine
 from tools.bench.measure import Row, Setting, progress
 

@@ -1,7 +1,6 @@
 """From the folder of a study or of a run to one plain object that holds all that the page shows."""
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from launch.study import cluster, here
-from launch.study.point import Point, found_at
+from launch.study.point import Point, found_at, read_study
 from tools.review import columns, config
 from tools.review.album import Album, Share
 from tools.review.records import Problem
@@ -24,7 +23,7 @@ def collect(folder: Path, *, album: Album) -> dict[str, Any]:
     """All that the page shows; raises FileNotFoundError for a folder of neither, ValueError for a broken study.json."""
     album.clear()
     if (folder / "study.json").exists():
-        study = opened(folder / "study.json")
+        study = read_study(folder)
         tree, numbers = points(study, folder)
     elif (folder / "config.yaml").exists():
         study = {}
@@ -46,22 +45,6 @@ def collect(folder: Path, *, album: Album) -> dict[str, Any]:
         "command": [str(one) for one in study.get("command", [])], "written": time.strftime("%Y-%m-%d %H:%M:%S"),
         **columns.of(runs), "runs": runs, "notes": notes(shares, limits, runs),
         "problems": [{"where": near(problem.where, folder), "what": problem.what} for problem in album.problems]}
-
-
-def opened(path: Path) -> dict[str, Any]:
-    """A study's record, as far as the page needs it; raises ValueError that says what is wrong with it."""
-    try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-        for point in study["points"]:
-            for name in ("kind", "label", "folder", "overrides"):
-                point[name]
-            point["of"], point["job"], int(point["steps"]), list(point["overrides"])
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"folder: {path} is not JSON ({error}); give a study whose record is whole") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"folder: {path} is no record of a study ({error}); give one that sweep.py has written") from error
-    found: dict[str, Any] = study
-    return found
 
 
 def points(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]]:
@@ -87,7 +70,7 @@ def remembered(run: Path) -> tuple[str, ...]:
     """The overrides of a run, where a study of the store in which it lies has them."""
     for path in sorted(run.parent.parent.glob("studies/*/study.json")):
         try:
-            found = [one["overrides"] for one in opened(path)["points"] if Path(one["folder"]).name == run.name]
+            found = [one["overrides"] for one in read_study(path.parent)["points"] if Path(one["folder"]).name == run.name]
         except (OSError, ValueError):
             continue
         if found:

@@ -7,7 +7,6 @@ from typing import Any
 from launch.config.override import key
 from launch.study.design import varying
 from tools.review import evaluated
-from tools.review.direction import best, direction
 
 # key, title, what is asked for in the best ("": nothing), whether it compares only within one schedule and weighting
 NUMBERS = (("images", "images", "", False), ("loss", "train loss", "lowest train loss", True),
@@ -21,18 +20,12 @@ def of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """``parameters`` and ``sampler_parameters`` (keys), and ``numbers`` (columns), and fills the runs' parameters in."""
     parameters = fill(runs) if any(run["overrides"] for run in runs) else configured(runs)
     samplers = [one for run in runs for one in run["samplers"]]
-    measured = sorted({name for one in samplers for name in one["metrics"]})
-    for run in runs:
-        for name in measured:
-            run["values"][name] = best(name, [one["metrics"].get(name) for one in run["samplers"]])
     tables = evaluated.of(runs)
     devices = {device for run in runs for device in run.pop("devices")}
     hours = "process-hours" if devices == {"cpu"} else "GPU-hours" if devices and "cpu" not in devices else "device-hours"
     numbers = [{"key": key, "title": hours if key == "hours" else title, "compares": compares,
                 "asked": asked, "better": "higher" if key in ("images", "images_per_s") else "lower"}
                for key, title, asked, compares in NUMBERS]
-    numbers += [{"key": name, "title": name, "compares": False, "sampled": True, "better": direction(name),
-                 "asked": f"{direction(name).replace('er', 'est')} {name}"} for name in measured]
     return {"parameters": parameters, "sampler_parameters": sampler_parameters(samplers),
             "numbers": [*numbers, *tables.pop("numbers")], **tables}
 

@@ -8,8 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from launch.run.identity import flat
-from tools.review.collect import opened, points
+from launch.config.keys import flat
+from launch.study.point import read_study
+from tools.review.collect import points
 from tools.review.direction import direction
 from tools.review.evaluations import Evaluation, differing, found, protocols, read, shortened
 from tools.review.records import Problem, number
@@ -99,7 +100,7 @@ def told_apart(labels: Mapping[Path, str]) -> dict[Path, str]:
 def places(folder: Path) -> list[tuple[str, Path]]:
     """Where records of a folder lie, with the label of each run, "" where its records tell; raises FileNotFoundError."""
     if (folder / "study.json").exists():
-        tree, _ = points(opened(folder / "study.json"), folder)
+        tree, _ = points(read_study(folder), folder)
         return [(point.label, point.folder) for point, _ in tree if (point.folder / "evaluations").is_dir()]
     if folder.is_file():
         return [("", folder)]
@@ -195,7 +196,7 @@ def cost(row: Row, by: str, records: Sequence[tuple[str, Evaluation]]) -> float 
     same = ("run", "checkpoint", "step", "ema", "sampler", "settings", "precision", "device")
     for _, other in reversed(records):
         if other.metric == "cost" and all(other.subject.get(name) == row.record.subject.get(name) for name in same):
-            names = (by, f"{by}_per_image", f"{by}_an_image")
+            names = (by, f"{by}_per_image")
             if (value := next((other.values[name] for name in names if name in other.values), None)) is not None:
                 return value
     return own / count if own is not None and count else None

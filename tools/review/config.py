@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # OmegaConf's own reader takes 15 times as long: seconds with 300 runs
 
-from launch.run.identity import flat
+from launch.config.keys import flat
 from tools.review.records import Problem
 
 SHOWN = ("data.name", "model.network._target_", "model.network.width", "model.head.path", "schedule._target_",

@@ -1,33 +1,19 @@
 """The doctor's records: verdicts, the paragraph, the picture, and calibration where training has measured none."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tools.review.album import Album, Share
 from tools.review.curves import by_level
-from tools.review.records import Problem, Record, number
-
-
-def load(path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """A JSON file's object, empty where it can't be read, and why it can't."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-    except FileNotFoundError:
-        return {}, [Problem(str(path), "missing")]
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, [Problem(str(path), f"can't be read as JSON: {error}")]
-    return content, []
+from tools.review.records import Problem, Record, number, read_json
 
 
 def diagnoses(folder: Path, *, album: Album, share: Share) -> list[dict[str, Any]]:
     """Every diagnosis under ``folder``/diagnosis, by its sampler."""
     found = []
     for path in sorted((folder / "diagnosis").rglob("diagnosis.json")):
-        content, problems = load(path)
+        content, problems = read_json(path)
         album.problems += problems
         verdicts = content.get("verdicts")
         if not isinstance(verdicts, list):

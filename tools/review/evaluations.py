@@ -9,12 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launch.run.identity import flat
-from tools.review.doctor import load
-from tools.review.records import Problem, number
+from launch.config.keys import flat
+from tools.review.records import Problem, number, read_json
 
 ASIDE = ("_stderr", "_real")  # what stands beside a figure: its standard error, and the same of real images
-INCEPTIONS = re.compile(r"(fid|kid|is|inception_score)(?=_|$)")  # what these names promise: figures of Inception's features
 NO_RECORDS = ("track.json", "failure.json")
 HEX = re.compile(r"[0-9a-f]{12,}")
 
@@ -49,7 +47,7 @@ class Evaluation:
 
 def read(path: Path) -> tuple[Evaluation | None, list[Problem]]:
     """A record, None for what is none, and what is wrong with it; whatever lies in the file."""
-    content, problems = load(path)
+    content, problems = read_json(path)
     if problems:
         return None, problems
     if missing := [name for name in ("metric", "values", "measure", "subject") if name not in content]:
@@ -60,17 +58,12 @@ def read(path: Path) -> tuple[Evaluation | None, list[Problem]]:
     told = {name: number(value) for name, value in content["values"].items()}
     lost = [name for name, value in told.items() if value is None]
     problems = [Problem(str(path), f"{', '.join(lost)}: not a finite number, and left out")] if lost else []
-    measure = content["measure"]
-    values = {named(name, measure): value for name, value in told.items() if value is not None}
+    values = {name: value for name, value in told.items() if value is not None}
     pictures = content.get("pictures")
     shown = {str(name): path.parent / Path(file).name for name, file in pictures.items() if isinstance(file, str) and file} \
         if isinstance(pictures, dict) else {}
-    made = Evaluation(path, content["metric"], values, measure, content["subject"], shown, number(content.get("time")) or 0.0)
-    try:
-        made.protocol  # noqa: B018  # what is nested too deeply shows here
-    except (RecursionError, ValueError) as error:
-        return None, [Problem(str(path), f"a record of an evaluation whose measure can't be read: {error}")]
-    return made, problems
+    return Evaluation(path, content["metric"], values, content["measure"], content["subject"], shown,
+                      number(content.get("time")) or 0.0), problems
 
 
 def found(folder: Path) -> tuple[list[Evaluation], list[Problem]]:
@@ -87,17 +80,6 @@ def found(folder: Path) -> tuple[list[Evaluation], list[Problem]]:
         problems += faults
         records += [record] if record is not None else []
     return sorted(records, key=lambda one: (one.time, str(one.path))), problems
-
-
-def named(figure: str, measure: dict[str, Any]) -> str:
-    """A figure's name, which promises no more than its features keep: without Inception's there is no FID."""
-    told = measure.get("extractor")
-    extractor = told.get("name") if isinstance(told, dict) else told
-    promised = INCEPTIONS.match(figure)
-    if promised is None or not isinstance(extractor, str) or "inception" in extractor.lower():
-        return figure
-    short = {"fid": "fd", "kid": "kd"}.get(promised[0], promised[0])
-    return f"{short}_{re.sub(r'[^A-Za-z0-9]+', '_', extractor)}{figure[promised.end():]}"
 
 
 def protocols(records: Sequence[Evaluation]) -> list[list[Evaluation]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import cluster, here
-from launch.study.point import Point, found_at
+from launch.study.point import Point, found_at, read_study
 
 IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
 HEADER = 7  # bytes of a file into which nothing has been written yet
@@ -64,18 +64,12 @@ class Segment:
 
 def study(folder: Path) -> list[dict[str, Any]]:
     """The points of a study, none for a run's folder; raises FileNotFoundError or ValueError where it is neither."""
-    path = folder / "study.json"
-    if not path.exists():
-        if not (folder / "config.yaml").exists() and not any(folder.glob("wandb/*run-*")):
-            raise FileNotFoundError(f"folder: {folder} holds no study.json and no run; give the folder of a study or of a run")
-        return []
-    try:
-        points: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["points"]
-        for point in points:
-            point["folder"], point["kind"], point["label"], point["of"], point["job"], point["steps"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"folder: {path} is no record of a study ({error}); give one that sweep.py has written") from error
-    return points
+    if (folder / "study.json").exists():
+        points: list[dict[str, Any]] = read_study(folder)["points"]
+        return points
+    if not (folder / "config.yaml").exists() and not any(folder.glob("wandb/*run-*")):
+        raise FileNotFoundError(f"folder: {folder} holds no study.json and no run; give the folder of a study or of a run")
+    return []
 
 
 def folders(folder: Path) -> list[Path]:

@@ -11,13 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ebm.extras import how_to_install
+
 WEB = Path(__file__).with_name("web")
 # In the order they need.
 SCRIPTS = ("view", "query", "table", "charts", "levels", "heatmap", "pictures", "words", "evaluation", "start")
 
 
 def render(content: dict[str, Any], pictures: Sequence[str]) -> str:
-    """The page; raises ModuleNotFoundError where Plotly isn't installed."""
+    """The page; raises ValueError if Plotly isn't installed."""
     code = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     scripts = {"page": f'"use strict";\n(() => {{\n{code}\n}})();', "plotly": plotly(), "start": "report.charts();"}
     scripts = {name: closed(text) for name, text in scripts.items()}
@@ -33,11 +35,11 @@ def render(content: dict[str, Any], pictures: Sequence[str]) -> str:
 
 
 def plotly() -> str:
-    """Plotly's own JavaScript, from the Python package; raises ModuleNotFoundError, naming the extra, without it."""
+    """Plotly's own JavaScript, from the Python package; raises ValueError, naming the extra, if it isn't installed."""
     found = find_spec("plotly")
     path = Path(found.origin).parent / "package_data" / "plotly.min.js" if found is not None and found.origin else None
     if path is None or not path.exists():
-        raise ModuleNotFoundError("plotly: it isn't installed; pip install -e '.[report]'")
+        raise ValueError(how_to_install("plotly", "report", "reports"))
     return path.read_text(encoding="utf-8")
 
 

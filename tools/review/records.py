@@ -12,9 +12,9 @@ from typing import Any
 
 Record = dict[str, Any]
 
-# What a record can't be drawn without. All else may be missing: older runs have less.
+# What a record can't be drawn without.
 NEEDED = {"train": ("images", "loss"), "held_out": ("images", "loss"), "loss_by_sigma": ("images", "sigma", "loss"),
-          "calibration": ("images", "sigma"), "preview": ("images", "path"), "warning": ("words",)}
+          "calibration": ("images", "sigma"), "preview": ("images", "path", "count"), "warning": ("words",)}
 TEXTS = ("path", "words")
 NAMED = 8  # lines or gaps that are named of each kind; of more, the first and how many
 
@@ -56,7 +56,7 @@ def parsed(line: bytes) -> tuple[Record, str]:
     """A line's record with null for what is not finite, or what is wrong with it."""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}, "not JSON"
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         return {}, "no record of an event"
@@ -70,6 +70,19 @@ def parsed(line: bytes) -> tuple[Record, str]:
         if not (isinstance(value, str) if name in TEXTS else number(value) is not None or (value is None and name == "loss")):
             return {}, f"{event} with a strange {name!r}"
     return record, ""
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The object in a JSON file, empty where it can't be read, and why it can't."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except FileNotFoundError:
+        return {}, [Problem(str(path), "missing")]
+    except (OSError, ValueError) as error:
+        return {}, [Problem(str(path), f"can't be read as JSON: {error}")]
+    return content, []
 
 
 def number(value: Any) -> float | None:

@@ -48,7 +48,7 @@ def review(point: Point, samplers: Sequence[Point], *, jobs: dict[Path, Job], al
     """A run and its samplers; what can't be read is told to the album's problems."""
     records, problems = read(point.folder / "metrics.jsonl")
     config, unread = configs.read(point.folder)
-    state, why = stands(point, records, config, jobs.get(point.folder))
+    state, why = stands(point, records, jobs.get(point.folder))
     if state != "waiting":
         album.problems += [*problems, *unread]
     shape = config.get("data.shape")
@@ -64,11 +64,11 @@ def review(point: Point, samplers: Sequence[Point], *, jobs: dict[Path, Job], al
         "by_sigma": by_level(of(records, "loss_by_sigma"), ("loss", "share"), limit=limits.measurements),
         "calibration": by_level(of(records, "calibration"), ("explained", "slope", "gain"), limit=limits.measurements)}
     # In this order the run's share of the album is used up: first what it came to, at last how it came to it.
-    grids = previews(point.folder, records, shape, most=limits.previews)
+    grids = previews(point.folder, records, most=limits.previews)
     newest = [shown(one, album, share) for one in grids[-1:]]
     content["samplers"] = [one for sampler in samplers for one in sampled(
         sampler, jobs, shape=shape, album=album, share=share)]
-    own = drawn(point.folder / "samples", newest=False, shape=shape, run=point.folder, album=album, share=share)
+    own = drawn(point.folder / "samples", newest=False, shape=shape, album=album, share=share)
     content["samplers"] += [one | {"state": "done", "why": "", "overrides": {}, "arguments": [], "command": "", "place": ""}
                             for one in own]
     content["evaluations"] = evaluations(point.folder, content["samplers"], album=album, share=share)
@@ -80,8 +80,8 @@ def review(point: Point, samplers: Sequence[Point], *, jobs: dict[Path, Job], al
 
 def sampled(sampler: Point, jobs: dict[Path, Job], *, shape: Any, album: Album, share: Share) -> list[dict[str, Any]]:
     """A sampler of a study: its newest sampling, or an empty one where there is none yet."""
-    state, why = stands(sampler, [], {}, jobs.get(sampler.folder))
-    found = drawn(sampler.folder, newest=True, shape=shape, run=sampler.run, album=album, share=share)
+    state, why = stands(sampler, [], jobs.get(sampler.folder))
+    found = drawn(sampler.folder, newest=True, shape=shape, album=album, share=share)
     empty: dict[str, Any] = {"sampler": "", "picture": None, "trajectory": None, "metrics": {}, "diagnoses": []}
     return [one | {"label": sampler.label, "state": state, "why": why, "overrides": pairs(sampler.overrides),
                    "arguments": list(sampler.overrides), "place": sampler.folder.name, **commanded(sampler)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launch.study.cluster import Job
 from launch.study.point import Point
@@ -16,7 +15,7 @@ OVER = ("done", "failed", "stopped")
 QUIET = 300.0  # seconds without a record after which a run counts as running no more, unless its records are rarer
 
 
-def stands(point: Point, records: Sequence[Record], config: dict[str, Any], job: Job | None) -> tuple[str, str]:
+def stands(point: Point, records: Sequence[Record], job: Job | None) -> tuple[str, str]:
     """How a point stands, and why it failed: by what lies in its folder, and by SLURM where that knows it."""
     if not point.folder.exists():
         return STATES.get(job.state, "failed") if job else "waiting", job.reason if job and not job.over else ""
@@ -28,9 +27,6 @@ def stands(point: Point, records: Sequence[Record], config: dict[str, Any], job:
     ends = [one for one in records if one["event"] in ("start", "train", "end")]
     if ends and ends[-1]["event"] == "end":
         return "done" if ends[-1].get("how") == "trained" else "stopped", ""
-    budget, images = number(config.get("budget.images")), max((one["images"] for one in of(records, "train")), default=0)
-    if not point.steps and budget and images >= budget:
-        return "done", ""  # of an older run, which says no word at its end
     last, usual = pulse(point.folder / "metrics.jsonl", records)
     failure = point.folder / "failure.json"
     if last and time.time() - last < max(QUIET, 5 * usual) and not (failure.exists() and failure.stat().st_mtime >= last):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
+from ebm.extras import extra
 from tools.review.comparison import COSTS, Curve, Row
 from tools.review.direction import direction, neutral
 from tools.review.evaluations import differing, protocol_line
@@ -15,11 +16,9 @@ Curves = Mapping[str, Curve]
 
 
 def draw(groups: Sequence[Sequence[Row]], panels: Sequence[Curves], *, by: str) -> bytes:
-    """The picture as PNG; raises ModuleNotFoundError where matplotlib isn't installed."""
-    try:
+    """The picture as PNG; raises ValueError if matplotlib isn't installed."""
+    with extra("evaluate", "pictures of --by"):
         import matplotlib as mpl
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--by: matplotlib isn't installed; pip install -e '.[evaluate]'") from error
     mpl.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -1,0 +1,97 @@
+"""Mistakes on a command line, explained in one line that names the key and what is accepted."""
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
+
+from launch.config.keys import flat
+from launch.config.manual import CONFIGS, choices
+from launch.config.override import key
+
+
+def explain(error: Exception, config: str) -> str:
+    """Hydra's error about the config of an entry as one line that names the key and what is accepted."""
+    text = " ".join(str(error).split())
+    if match := re.search(r"Could not override '([^']+)'.*[Nn]o match in the defaults list", text):
+        if match[1] in groups() and "/" in match[1]:
+            return f"{match[1]}: the chosen {match[1].rpartition('/')[0]} has no such part"
+        accepted = sorted(name for name in chosen(config) if "@" not in name)
+        return f"{match[1]}: not a group of this config; groups: {', '.join(accepted)}"
+    if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
+        group, _, choice = (match[1] or match[2]).rpartition("/")
+        if group.startswith("experiment/"):
+            group, choice = "experiment", (match[1] or match[2]).removeprefix("experiment/")
+        return f"{group}={choice}: no such choice; accepted: {', '.join(choices(group))}"
+    if isinstance(error.__cause__, ValidationError) and (match := re.search(r"Error merging override ([^\s=]+)=(.*)", text)):
+        return f"{match[1]}: {match[2]!r} is not accepted; {str(error.__cause__).splitlines()[0]}"
+    if match := re.search(r"(?:Could not override|Error merging override) '?([\w./@]+)", text):
+        return no_such_key(match[1].split("=")[0], config)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: can't be parsed; a setting is written key=value, a list as key=[1,2]"
+    return text
+
+
+def choice_mistake(overrides: Sequence[str]) -> str:
+    """What is wrong with the first group that is given something other than a name, as in model=3; "" if none is.
+
+    Hydra itself reports no error for it.
+    """
+    known = groups()
+    asked = [one for one in overrides if key(one) in known and not one.startswith("~")]
+    with contextlib.suppress(HydraException):  # an override that can't be parsed, which Hydra reports itself
+        for one in OverridesParser.create().parse_overrides(asked):
+            for value in [*one.sweep_iterator()] if one.is_sweep_override() else [one.value()]:
+                if not isinstance(value, str | QuotedString | list | dict):
+                    said = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+                    return f"{one.key_or_group}={said}: no such choice; accepted: {', '.join(choices(one.key_or_group))}"
+    return ""
+
+
+def addition_mistake(key: str, config: str) -> str:
+    """What is wrong with a key that is added with +; "" if nothing is. Below a target, its signature is checked later."""
+    if "/" in key or key.startswith("hydra") or key in groups():
+        return ""
+    node = default_config(config)
+    for name in key.split("."):
+        if isinstance(node, dict) and "_target_" in node:
+            return ""
+        if not isinstance(node, dict) or name not in node:
+            return no_such_key(key, config)
+        node = node[name]
+    return ""
+
+
+def no_such_key(key: str, config: str) -> str:
+    """The line about a key that the config does not have, with the keys most like it."""
+    near = difflib.get_close_matches(key, [*flat(default_config(config)), *groups()], n=3, cutoff=0.5)
+    if key in near:  # the default config has it
+        return f"{key}: no such key of the chosen {key.partition('.')[0]}"
+    return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")
+
+
+def chosen(config: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
+    """The groups of an entry's config, each with the choice that the overrides or the defaults make."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=config):
+        made = hydra.compose(config, [*overrides], return_hydra_config=True).hydra.runtime.choices
+    return {str(group): choice for group, choice in made.items() if not str(group).startswith("hydra")}
+
+
+def groups() -> list[str]:
+    """Names of the config groups, nested ones with slashes."""
+    return sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir() and "hydra" not in path.parts)
+
+
+def default_config(config: str) -> Any:
+    """The default config of an entry as nested dicts."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose(config), resolve=False)
