@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from launch.config.manual import CONFIGS, choices, manual
-from launch.config.override import key
+from launch.config.override import ELSEWHERE, key
 from launch.job.faults import BAD_INPUT, Refused
 from launch.job.process import verdict
 
@@ -175,7 +175,9 @@ def explain(error: Exception, config: str) -> str:
     if isinstance(error.__cause__, ValidationError) and (match := re.search(r"Error merging override ([^\s=]+)=(.*)", text)):
         return f"{match[1]}: {match[2]!r} is not accepted; {str(error.__cause__).splitlines()[0]}"
     if match := re.search(r"(?:Could not override|Error merging override) '?([\w./@]+)", text):
-        return no_such_key(match[1].split("=")[0], config)
+        named, wrong = match[1].split("=")[0], str(getattr(error.__cause__, "full_key", ""))
+        within = wrong.startswith(f"{named}.")  # as in save={evry: 3}
+        return no_such_key(wrong if within else named, config)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read; a setting is written key=value, a list as key=[1,2]"
     return text
@@ -196,7 +198,10 @@ def no_choice(overrides: Sequence[str]) -> str:
 
 def no_such_key(key: str, config: str) -> str:
     """What is said of a key that the config hasn't got."""
-    near = difflib.get_close_matches(key, keys(config), n=3, cutoff=0.5)
+    known = keys(config)
+    if (there := ELSEWHERE.get(key)) in known:
+        return f"{key}: no such key; set {there} instead"
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     if key in near:  # by default
         return f"{key}: no such key of the {key.partition('.')[0]} that is chosen"
     return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")
