@@ -61,7 +61,9 @@ BAD = {
     "optimizer.betas=[0.9]": "optimizer.betas: [0.9] is not accepted; it must be two numbers, as in [0.9,0.99]",
     "optimizer.betas=3": "optimizer.betas: 3 is not accepted; it must be two numbers",
     "optimizer.betas=[a,b]": "optimizer: {'betas': ['a', 'b'], 'eps': 1e-08, 'fused': True} is not accepted (",
-    "++optimizer.lr=0.1": "optimizer.lr: 0.1 is not accepted; the learning rate is set by rate.peak",
+    "++optimizer.lr=0.1": "optimizer.lr: 0.1 is not accepted; set rate.peak instead",
+    "optimizer.lr=0.1": "optimizer.lr: no such key; set rate.peak instead\n",
+    "lr=0.1": "lr: no such key; set rate.peak instead\n",
     "model.head=pooled": "model.head: 'pooled' is not accepted; select with model/head=<name>: inner_product, pooled",
     "data=beton": "data.name: no value is given, and there is no default; add data.name=<value>",
     "objective.weighting=edm": "objective.weighting: 'edm' is not accepted; select with objective/weighting=<name>: edm,",
@@ -216,6 +218,7 @@ def test_a_target_without_types_takes_what_it_is_given() -> None:
     (["=3"], "=3: names no key; a setting is written key=value, as in seed=1, and --help lists them\n"),
     (["+sead=3"], "sead: no such key; did you mean seed"),
     (["+save.evry=3"], "save.evry: no such key; did you mean save.every"),
+    (["save={evry: 3}"], "save.evry: no such key; did you mean save.every"),
     (["schedule=single", "schedule.sigma_min=1"], "schedule.sigma_min: no such key of the chosen schedule\n"),
     (["-m", "seed=0,1"], "-m: train.py takes one value for each key; for a study of several: python launch/sweep.py -m\n"),
 ])

@@ -16,7 +16,7 @@ from omegaconf.errors import ValidationError
 
 from launch.config.keys import flat
 from launch.config.manual import CONFIGS, choices
-from launch.config.override import key
+from launch.config.override import ELSEWHERE, key
 
 
 def explain(error: Exception, config: str) -> str:
@@ -35,7 +35,8 @@ def explain(error: Exception, config: str) -> str:
     if isinstance(error.__cause__, ValidationError) and (match := re.search(r"Error merging override ([^\s=]+)=(.*)", text)):
         return f"{match[1]}: {match[2]!r} is not accepted; {str(error.__cause__).splitlines()[0]}"
     if match := re.search(r"(?:Could not override|Error merging override) '?([\w./@]+)", text):
-        return no_such_key(match[1].split("=")[0], config)
+        named, wrong = match[1].split("=")[0], str(getattr(error.__cause__, "full_key", ""))
+        return no_such_key(wrong if wrong.startswith(f"{named}.") else named, config)  # within a value, as in save={evry: 3}
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be parsed; a setting is written key=value, a list as key=[1,2]"
     return text
@@ -73,7 +74,10 @@ def addition_mistake(key: str, config: str) -> str:
 
 def no_such_key(key: str, config: str) -> str:
     """The line about a key that the config does not have, with the keys most like it."""
-    near = difflib.get_close_matches(key, [*flat(default_config(config)), *groups()], n=3, cutoff=0.5)
+    known = [*flat(default_config(config)), *groups()]
+    if (there := ELSEWHERE.get(key)) in known:
+        return f"{key}: no such key; set {there} instead"
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     if key in near:  # the default config has it
         return f"{key}: no such key of the chosen {key.partition('.')[0]}"
     return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ELSEWHERE = {"optimizer.lr": "the learning rate is set by rate.peak"}  # keys that users expect, and what stands in for them
+ELSEWHERE = {"lr": "rate.peak", "optimizer.lr": "rate.peak"}  # keys that users expect, by those that take their place
 
 
 def key(override: str) -> str:

@@ -72,7 +72,7 @@ def rules(cfg: DictConfig) -> list[Any]:
 def optimizer(cfg: DictConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of ``parameters``; raises ValueError for settings that it does not accept."""
     if "lr" in cfg.optimizer:
-        raise ValueError(f"optimizer.lr: {cfg.optimizer.lr!r} is not accepted; {ELSEWHERE['optimizer.lr']}")
+        raise ValueError(f"optimizer.lr: {cfg.optimizer.lr!r} is not accepted; set {ELSEWHERE['optimizer.lr']} instead")
     betas = cfg.optimizer.get("betas")
     if "betas" in cfg.optimizer and not (OmegaConf.is_list(betas) and len(betas) == 2):
         raise ValueError(f"optimizer.betas: {betas!r} is not accepted; it must be two numbers, as in [0.9,0.99]")
