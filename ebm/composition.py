@@ -47,7 +47,7 @@ class ComposedEnergy(Composed):
         return sum(rest, first)
 
 
-def composed(models: Sequence[ScoreModel], *, weights: Sequence[float]) -> Composed:
+def compose(models: Sequence[ScoreModel], *, weights: Sequence[float]) -> Composed:
     """The weighted sum of models, with its energy where all have one; raises ValueError for unusable weights."""
     energies = [model for model in models if has_energy(model)]
     if len(energies) == len(models):

@@ -77,7 +77,7 @@ class Replaced:
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """s' = (1 − P) s + P (o − x)/σ²: (B, C, H, W), (B,) -> (B, C, H, W)."""
         score, project = self.model.score(x, sigma), self.measurement.project
-        return score - project(score) + project(self.observed - x) / squared(sigma)
+        return score - project(score) + project(self.observed - x) / sigma_squared(sigma)
 
 
 class Frozen:
@@ -97,7 +97,7 @@ class Frozen:
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """−∇E': (B, C, H, W), (B,) -> (B, C, H, W)."""
         score = self.model.score(self._seen(x, sigma), sigma)
-        return score - self.project(score) + self.project(self.observed - x) / squared(sigma)
+        return score - self.project(score) + self.project(self.observed - x) / sigma_squared(sigma)
 
     def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E': (B, C, H, W), (B,) -> (B,)."""
@@ -130,7 +130,7 @@ class Matched:
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(D' − x)/σ²: (B, C, H, W), (B,) -> (B, C, H, W)."""
-        square = squared(sigma)
+        square = sigma_squared(sigma)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             score = self.model.score(x, sigma)
@@ -144,15 +144,15 @@ class Matched:
         # Conjugate gradients for z in P V P z/σ² + λ z = P (o − D), each image by itself; `moved` is V z/σ².
         ridge = self.ridge + self.noise**2 / square
         residual = self.project(self.observed - denoised)
-        direction, moved, size = residual, torch.zeros_like(residual), inner(residual, residual)
+        direction, moved, size = residual, torch.zeros_like(residual), inner_product(residual, residual)
         for _ in range(self.iterations):
             product = spread(direction)
             image = self.project(product) + ridge * direction
-            curvature = inner(direction, image)
+            curvature = inner_product(direction, image)
             going = (curvature > 0) & (size > 0)  # a trained energy's V may have directions of negative variance
             step = torch.where(going, size / curvature.where(going, 1), 0)
             moved, residual = moved + step * product, residual - step * image
-            after = inner(residual, residual)
+            after = inner_product(residual, residual)
             direction = residual + torch.where(going, after / size.where(going, 1), 0) * direction
             size = torch.where(going, after, 0)
         denoised = denoised + moved
@@ -161,7 +161,7 @@ class Matched:
         return (denoised - x.detach()) / square
 
 
-def agreeing(x: Tensor, measurement: Measurement, observed: Tensor) -> Tensor:
+def alternating_projections(x: Tensor, measurement: Measurement, observed: Tensor) -> Tensor:
     """x brought to agree with what was observed of images in [-1, 1], and into that range, (B, C, H, W).
 
     Alternating projections on two convex sets: one step for pixels, more for means of pixels that are cut to the range.
@@ -172,11 +172,11 @@ def agreeing(x: Tensor, measurement: Measurement, observed: Tensor) -> Tensor:
     return x
 
 
-def squared(sigma: Tensor) -> Tensor:
+def sigma_squared(sigma: Tensor) -> Tensor:
     """σ², (B,) -> (B, 1, 1, 1)."""
     return sigma.square().view(-1, 1, 1, 1)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩ of each image: (B, C, H, W) twice -> (B, 1, 1, 1)."""
     return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)

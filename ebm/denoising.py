@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ebm.constraint import squared
+from ebm.constraint import sigma_squared
 from ebm.model import EnergyModel, ScoreModel, has_energy
 
 
@@ -23,7 +23,7 @@ class Denoising:
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """∇ log p(x_σ | y) = (σ_c²/σ²) s(x_c, σ_c) + (y − x)/(σ² + σ_y²): (B, C, H, W), (B,) -> (B, C, H, W)."""
-        total = squared(sigma) + self.sigma**2
+        total = sigma_squared(sigma) + self.sigma**2
         return self.sigma**2 / total * self.model.score(*self._both(x, sigma)) + (self.observed - x) / total
 
     def mean(self) -> Tensor:
@@ -33,7 +33,7 @@ class Denoising:
 
     def _both(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """x_c and σ_c."""
-        square = squared(sigma)
+        square = sigma_squared(sigma)
         both = (self.sigma**2 * x + square * self.observed) / (square + self.sigma**2)
         return both, sigma * self.sigma * (sigma.square() + self.sigma**2).rsqrt()
 

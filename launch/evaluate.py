@@ -34,8 +34,8 @@ from launch.entry import run
 from launch.job.faults import BAD_INPUT, Refused, checking, recorded
 from launch.job.preflight import processes
 from launch.job.process import STOP_SIGNALS, verdict
-from launch.metrics.chosen import chosen, named
 from launch.metrics.evaluation import Metric, Work, write_record
+from launch.metrics.selection import naming_argument, select_metrics
 from launch.run.folder import RunFolder
 from launch.run.make import opened
 from launch.tracking.track import Tracking, publish, tracked
@@ -50,15 +50,15 @@ def main(cfg: DictConfig) -> None:
             failures = place(cfg, "out" if cfg.label is None else "samples")  # a point of a study is its samples
         stack.enter_context(recorded(failures))
         with checking():
-            metrics = chosen(cfg)
+            metrics = select_metrics(cfg)
         world = stack.enter_context(processes(cfg))
         with checking(world):
             tracking = tracked(cfg)
-            work = prepared(cfg, world)
+            work = prepare_work(cfg, world)
             if cfg.label is not None and Path(plain(cfg, "label", str)).name != cfg.label:
                 raise ValueError(f"label: {cfg.label!r} is not accepted; it is part of a file's name")
             for name, metric in metrics.items():
-                with named(name, metric):
+                with naming_argument(name, metric):
                     metric.check(work)
         with checking():  # it asks every process by itself
             check_agreement(work.pipeline, world)
@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         with checking(world):
             if world.is_main:
                 Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
-        paths = [evaluated(work, name, metric, tracking) for name, metric in metrics.items()]
+        paths = [evaluate(work, name, metric, tracking) for name, metric in metrics.items()]
         if world.is_main:
             (failures / "failure.json").unlink(missing_ok=True)  # an earlier start's
         if world.is_main and cfg.label is not None:
@@ -75,7 +75,7 @@ def main(cfg: DictConfig) -> None:
             write_atomically(Path(cfg.out) / f"evaluation-{cfg.label}.json", done)
 
 
-def prepared(cfg: DictConfig, world: World) -> Work:
+def prepare_work(cfg: DictConfig, world: World) -> Work:
     """The run with its data; raises ValueError or OSError where something is missing."""
     pipeline = prepare(cfg, world)
     folder = RunFolder(Path(cfg.run))
@@ -91,10 +91,10 @@ def prepared(cfg: DictConfig, world: World) -> Work:
                 n=plain(cfg, "n", int, least=1), batch=plain(cfg, "batch", int, least=1))
 
 
-def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
+def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
     """Measures by one metric unless there is a record of just that; the record's place."""
     cfg = work.cfg
-    stem = f"{name}-{label(work, metric)}-{digest(request(work, metric))[:8]}"
+    stem = f"{name}-{subject_label(work, metric)}-{digest(record_identity(work, metric))[:8]}"
     path = Path(cfg.out) / f"{stem}.json"
     if work.world.broadcast_object(path.exists() and not cfg.again):
         if work.world.is_main:
@@ -103,7 +103,7 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
     work = replace(work, stem=stem)
     try:
         # What reads the model itself says that it is of float32, and cuDNN's own default on a GPU is TF32.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=metric.of_samples), named(name, metric):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=metric.of_samples), naming_argument(name, metric):
             figures = metric(work)
     except ValueError as error:  # the others notice that this process is gone
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -114,20 +114,20 @@ def evaluated(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path
     work.world.barrier()  # the batches are read no more
     if figures is not None and work.world.is_main:
         write_record(work, name, figures, of_samples=metric.of_samples)
-        print(f"{name}: {words(figures.values)}\n  {path}", flush=True)
+        print(f"{name}: {format_values(figures.values)}\n  {path}", flush=True)
         shutil.rmtree(work.batches, ignore_errors=True)
         publish(tracking, path, name=f"{Path(cfg.run).resolve().name} {stem}", kind="evaluate", config=cfg)
     return path
 
 
-def label(work: Work, metric: Metric) -> str:
+def subject_label(work: Work, metric: Metric) -> str:
     """What a figure is about, as part of a file's name: the samples, or the model alone."""
     if metric.of_samples:
         return Path(work.cfg.samples).stem if work.given else sample_stem(work.cfg, work.pipeline.step)
     return f"step{work.pipeline.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
 
 
-def request(work: Work, metric: Metric) -> list[Any]:
+def record_identity(work: Work, metric: Metric) -> list[Any]:
     """All that a figure depends on, but for the code."""
     cfg, held_out, sampled = work.cfg, work.held_out, identity(work.cfg, work.pipeline)
     # Records are found by the digest of this list, so its order must stay.
@@ -139,7 +139,7 @@ def request(work: Work, metric: Metric) -> list[Any]:
     return [*what, *(metric.inputs(work) if hasattr(metric, "inputs") else [])]
 
 
-def words(values: dict[str, float]) -> str:
+def format_values(values: dict[str, float]) -> str:
     """Numbers for people, each with its standard error where there is one."""
     told = []
     for key, value in values.items():

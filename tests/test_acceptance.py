@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ebm.diagnose.reference import Reference
-from ebm.evaluate.acceptance import gains, jackknife, walked
+from ebm.evaluate.acceptance import gains, jackknife, run_to_end
 from ebm.randomness import image_generators, normal_like, uniform
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
@@ -46,7 +46,7 @@ def test_one_acceptance_by_hand() -> None:
     """min(1, p(y) q(x|y) / p(x) q(y|x)) from the densities themselves, for one move of which all numbers are known."""
     noise, generators = start(40, 3, seed=0)
     a, variance = 0.6 * LEVEL**2, 0.3**2 + LEVEL**2
-    end = walked(TESTED(law(pixels=3), noise, steps_per_level=1, step_scale=0.6, generators=generators))
+    end = run_to_end(TESTED(law(pixels=3), noise, steps_per_level=1, step_scale=0.6, generators=generators))
     _, again = start(40, 3, seed=0)
     x = LEVEL * noise
     y = x - a * x / variance + math.sqrt(2 * a) * normal_like(x, again)
@@ -67,7 +67,7 @@ def test_acceptance_goes_to_one_as_steps_shrink() -> None:
     means = []
     for scale in (1e-3, 0.1, 1.0):
         noise, generators = start(300, 16, seed=1)
-        end = walked(TESTED(law(pixels=16), noise, steps_per_level=3, step_scale=scale, generators=generators))
+        end = run_to_end(TESTED(law(pixels=16), noise, steps_per_level=3, step_scale=scale, generators=generators))
         assert end.levels == (LEVEL,)
         means.append(end.acceptance.mean().item())
     assert means[0] > 0.999
@@ -88,7 +88,7 @@ def test_acceptance_in_equilibrium_is_its_expectation(pixels: int) -> None:
     noise, generators = start(count, pixels, seed=2)
     noise = noise * math.sqrt(variance) / LEVEL  # so that it starts at the law itself
     sampler = partial(TESTED, steps_per_level=4, step_scale=scale, generators=generators)
-    found = walked(sampler(law(pixels=pixels, std=std), noise)).acceptance
+    found = run_to_end(sampler(law(pixels=pixels, std=std), noise)).acceptance
     assert_close(found.mean().item(), expected.mean().item(), rtol=0, atol=4 * expected.std().item() / math.sqrt(count))
 
 
@@ -97,19 +97,19 @@ def test_levels_are_kept_apart() -> None:
     sampler = partial(metropolis_annealed, grid=LogUniform(sigma_min=0.05, sigma_max=2.0), steps=3, steps_per_level=2,
                       step_scale=1.0, denoise=True, generators=generators)
     steps = list(sampler(law(pixels=4), noise))
-    end = walked(iter(steps))
+    end = run_to_end(iter(steps))
     assert end.levels == tuple(LogUniform(sigma_min=0.05, sigma_max=2.0).sigmas(3).tolist())
     tested = [step.acceptance for step in steps if step.acceptance is not None]
     assert_close(end.acceptance, torch.stack([(tested[i] + tested[i + 1]) / 2 for i in (0, 2, 4)], 1))
     noise, generators = start(50, 4, seed=3)
-    untested = walked(UNADJUSTED(law(pixels=4), noise, steps_per_level=2, step_scale=0.1, generators=generators))
+    untested = run_to_end(UNADJUSTED(law(pixels=4), noise, steps_per_level=2, step_scale=0.1, generators=generators))
     assert (untested.levels, untested.acceptance.shape) == ((), (50, 0))
 
     def none() -> Iterator[Step]:
         yield from ()
 
     with pytest.raises(ValueError, match="took no step"):
-        walked(none())
+        run_to_end(none())
 
 
 def test_the_gain_is_the_unadjusted_samplers_bias() -> None:
@@ -123,7 +123,7 @@ def test_the_gain_is_the_unadjusted_samplers_bias() -> None:
     ends = {}
     for name, sampler, moves in (("tested", TESTED, 25), ("free", UNADJUSTED, 12)):
         noise, generators = start(count, pixels, seed=4)
-        ends[name] = walked(sampler(exact, noise, steps_per_level=moves, step_scale=scale, generators=generators)).x
+        ends[name] = run_to_end(sampler(exact, noise, steps_per_level=moves, step_scale=scale, generators=generators)).x
     total = count * pixels  # independent numbers, each with a variance known to √(2/total)
     assert_close(ends["tested"].var().item() * curvature, 1.0, rtol=0, atol=4 * math.sqrt(2 / total))
     assert_close(ends["free"].var().item() * curvature, 1 / (1 - half), rtol=0, atol=4 * math.sqrt(2 / total) / (1 - half))

@@ -10,7 +10,7 @@ from exact import Gaussian, GaussianMixture
 from test_constraint import Sampler, check, draw
 from torch.testing import assert_close
 
-from ebm.composition import composed
+from ebm.composition import compose
 from ebm.energy import DirectScore
 from ebm.randomness import generator, image_generators
 from ebm.samplers.annealed import annealed_langevin
@@ -31,7 +31,7 @@ def gaussian(mean: float, std: float) -> Gaussian:
 @pytest.mark.parametrize("sampler", [LANGEVIN, METROPOLIS], ids=["Langevin", "Metropolis"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, -0.5), (2.0, 0.5)], ids=str)
 def test_a_product_of_gaussians_is_drawn(sampler: Sampler, weights: tuple[float, float]) -> None:
-    model = composed([gaussian(-0.3, 0.5), gaussian(0.6, 0.8)], weights=weights)
+    model = compose([gaussian(-0.3, 0.5), gaussian(0.6, 0.8)], weights=weights)
     precisions = [weight / (std**2 + 0.05**2) for weight, std in zip(weights, (0.5, 0.8), strict=True)]  # at σ_min
     variance = 1 / sum(precisions)
     mean = variance * (precisions[0] * -0.3 + precisions[1] * 0.6)
@@ -41,7 +41,7 @@ def test_a_product_of_gaussians_is_drawn(sampler: Sampler, weights: tuple[float,
 
 def test_the_flow_of_the_sum_does_not_lead_to_the_product() -> None:
     """Why a sum is drawn from by moves at each level: the sum of noised energies is not the noised sum's energy."""
-    model = composed([gaussian(-0.3, 0.5), gaussian(0.6, 0.8)], weights=[1.0, 1.0])
+    model = compose([gaussian(-0.3, 0.5), gaussian(0.6, 0.8)], weights=[1.0, 1.0])
     flow = partial(heun, grid=Karras(sigma_min=0.01, sigma_max=80, rho=7), steps=40, churn=0.0, churn_min=0.0,
                    churn_max=math.inf, churn_noise=1.0)
     std = draw(flow, model, MANY, seed=0).std().item()
@@ -54,7 +54,7 @@ def test_negation_moves_weight_from_what_is_not_wanted(sampler: Sampler) -> None
     means = torch.tensor([[-0.5, 0.0], [0.5, 0.0]]).view(2, 1, 1, 2)
     law = GaussianMixture(means=means, stds=torch.tensor([0.3, 0.3]), weights=torch.tensor([0.5, 0.5]))
     unwanted = Gaussian(mean=means[0], std=torch.full((1, 1, 2), 0.5))
-    model = composed([law, unwanted], weights=[1.0, -0.7])
+    model = compose([law, unwanted], weights=[1.0, -0.7])
     count = 300
     x = draw(sampler, model, (count, 1, 1, 2), seed=1)
     # log of the ratio of the two components of p q^-w: Gaussian integrals with V = s² + σ², U = u² + σ² at σ_min
@@ -73,10 +73,10 @@ def test_score_is_the_gradient_and_needs_every_energy() -> None:
     laws = [gaussian(-0.3, 0.5), gaussian(0.6, 0.8)]
     x = torch.randn(3, 1, 1, 2, dtype=torch.float64, generator=generator("cpu", 0)).requires_grad_()
     sigma = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    model = composed(laws, weights=[1.0, -0.25])
+    model = compose(laws, weights=[1.0, -0.25])
     gradient, = torch.autograd.grad(model.energy(x, sigma).sum(), x)
     assert_close(model.score(x, sigma).detach(), -gradient)
-    half = composed([laws[0], DirectScore(torch.nn.Identity(), sigma_data=0.5)], weights=[1.0, 1.0])
+    half = compose([laws[0], DirectScore(torch.nn.Identity(), sigma_data=0.5)], weights=[1.0, 1.0])
     with pytest.raises(ValueError, match="needs an energy"):
         METROPOLIS(half, torch.zeros(2, 1, 1, 2), generators=image_generators("cpu", 0, range(2)))
 
@@ -84,4 +84,4 @@ def test_score_is_the_gradient_and_needs_every_energy() -> None:
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, -2.0], [1.0, math.nan], [1.0, 1.0, 1.0]], ids=str)
 def test_weights_that_make_no_law_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights: "):
-        composed([gaussian(0, 1), gaussian(1, 1)], weights=weights)
+        compose([gaussian(0, 1), gaussian(1, 1)], weights=weights)

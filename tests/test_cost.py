@@ -14,7 +14,7 @@ import torch
 from measured import CPU, Energy, Score, work
 
 from ebm.evaluate import power
-from ebm.evaluate.power import Spent, added, gpu_counter, joule_counter, spending
+from ebm.evaluate.power import Usage, gpu_counter, joule_counter, measure_usage, total
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import heun
@@ -57,7 +57,7 @@ class Board:
 def test_joules_are_the_counters_difference_in_thousandths() -> None:
     counter, reason = gpu_counter(Board(999, 5_000, 12_500), "GPU-1")  # the first is asked whether it tells at all
     assert not reason
-    with spending(CPU, counter) as spent:
+    with measure_usage(CPU, counter) as spent:
         time.sleep(0.02)
     assert spent.joules == 7.5
     assert 0.02 <= spent.seconds < 2
@@ -68,14 +68,14 @@ def test_joules_are_the_counters_difference_in_thousandths() -> None:
 def test_a_gpu_that_does_not_tell(board: Board, words: str) -> None:
     counter, reason = gpu_counter(board, "GPU-1")
     assert reason == f"the GPU doesn't tell ({words})"
-    with spending(CPU, counter) as spent:
+    with measure_usage(CPU, counter) as spent:
         pass
     assert spent.joules is None
 
 
 def test_a_counter_that_stops_telling_tells_nothing() -> None:
     counter, _ = gpu_counter(Board(0, 1_000, None), "GPU-1")
-    with spending(CPU, counter) as spent:
+    with measure_usage(CPU, counter) as spent:
         pass
     assert spent.joules is None
 
@@ -102,17 +102,17 @@ def test_the_gpu_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_joules_of_several_devices_are_added_or_not_told() -> None:
-    assert added([1.5, 2.0]) == 3.5
-    assert added([1.5, None]) is None
-    assert added([]) is None
+    assert total([1.5, 2.0]) == 3.5
+    assert total([1.5, None]) is None
+    assert total([]) is None
 
 
 def test_an_image_takes_its_share() -> None:
-    spent = [Spent(seconds=2.0, joules=100.0), Spent(seconds=4.0, joules=140.0)]
+    spent = [Usage(seconds=2.0, joules=100.0), Usage(seconds=4.0, joules=140.0)]
     found = per_image(spent, 10)
     assert found == {"seconds_per_image": pytest.approx(0.3), "images_per_s": pytest.approx(10 / 3),
                      "seconds_per_image_stderr": pytest.approx(0.1), "joules_per_image": pytest.approx(12.0)}
-    assert "joules_per_image" not in per_image([Spent(seconds=1.0, joules=None), *spent], 10)
+    assert "joules_per_image" not in per_image([Usage(seconds=1.0, joules=None), *spent], 10)
     assert set(per_image(spent[:1], 10)) == {"seconds_per_image", "images_per_s", "joules_per_image"}
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import ONE_THREAD, ROOT, Command
 
-from launch.metrics.chosen import named
 from launch.metrics.cost import Cost
 from launch.metrics.evaluation import read_images
+from launch.metrics.selection import naming_argument
 
 ASKED = ["device=cpu", "precision=fp32", "sampler=heun", "sampler.steps=3", "n=20", "batch=4", "extractor=random",
          "metric.quality.kid_subset_size=10", "metric.quality.real=false", "metric.cost.batches=1"]
@@ -157,6 +157,6 @@ def test_images_and_labels_saved_without_names_are_read(tmp_path: Path) -> None:
 def test_only_a_refusal_of_an_argument_is_named_anew() -> None:
     for error, said in ((ValueError("batches: 0"), "metric.cost.batches: 0"), (ValueError("n: 0"), "n: 0"),
                         (OSError(28, "No space left on device"), "[Errno 28] No space left on device")):
-        with pytest.raises(type(error)) as raised, named("cost", Cost(warmup=1, batches=1)):
+        with pytest.raises(type(error)) as raised, naming_argument("cost", Cost(warmup=1, batches=1)):
             raise error
         assert str(raised.value) == said

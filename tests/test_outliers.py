@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from ebm.data.beton import write_beton
 from ebm.data.shapes import shapes
-from ebm.evaluate.outlier_sets import MADE, STANDARD, fitted, found, standard
+from ebm.evaluate.outlier_sets import MADE, STANDARD, fit, load_standard, read_set
 from ebm.evaluate.outliers import Typical, auroc, auroc_stderr, fpr95, readings
 from launch.config.build import build
 from launch.config.manual import CONFIGS
@@ -150,7 +150,7 @@ def test_made_up_sets_are_what_they_say() -> None:
 def test_absent_sets_are_named_with_the_cure(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("something is being downloaded"))
     with pytest.raises(FileNotFoundError, match=f"{name}: ") as told:
-        standard(name, tmp_path, count=8, shape=(3, 16, 16), seed=0)
+        load_standard(name, tmp_path, count=8, shape=(3, 16, 16), seed=0)
     assert "on a node with a network: python -c" in str(told.value) or "pip install" in str(told.value)
     assert not list(tmp_path.iterdir())
 
@@ -162,7 +162,7 @@ def test_textures_are_read_and_fitted(tmp_path: Path) -> None:
         Image.new("RGB", (40, 24), (90 * index, 7, 200)).save(place / "images" / kind / "a.png")
     (place / "labels").mkdir()
     (place / "labels" / "test1.txt").write_text("banded/a.png\nwoven/a.png\n")
-    read = standard("textures", tmp_path, count=5, shape=(3, 16, 16), seed=0)
+    read = load_standard("textures", tmp_path, count=5, shape=(3, 16, 16), seed=0)
     assert (read.shape, read.dtype) == ((2, 3, 16, 16), torch.uint8)
     assert sorted(read[:, 0, 3, 3].tolist()) == [0, 90]
 
@@ -176,14 +176,14 @@ def test_sets_at_a_path(tmp_path: Path) -> None:
     for index, pixels in enumerate(every):
         Image.fromarray(pixels).save(tmp_path / "a" / f"{index}.png")
     for path in (tmp_path / "a.beton", tmp_path / "a.npz", tmp_path / "a"):
-        read = found(path, count=20, shape=(3, 16, 16), seed=0)
+        read = read_set(path, count=20, shape=(3, 16, 16), seed=0)
         np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), every, str(path))
-        few = found(path, count=4, shape=(3, 8, 12), seed=0)
+        few = read_set(path, count=4, shape=(3, 8, 12), seed=0)
         assert few.shape == (4, 3, 8, 12)
     wide = torch.randint(256, (8, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (tmp_path / "wide").mkdir()
     Image.fromarray(wide.numpy()).save(tmp_path / "wide" / "a.png")
-    read = found(tmp_path / "wide", count=1, shape=(3, 8, 16), seed=0)
+    read = read_set(tmp_path / "wide", count=1, shape=(3, 8, 16), seed=0)
     np.testing.assert_array_equal(read[0].permute(1, 2, 0).numpy(), wide.numpy(), "a run of wide images sees a part of them")
     for index in range(50):  # pictures that nobody chose are not read
         (tmp_path / "wide" / f"broken-{index}.png").write_bytes(b"")
@@ -191,17 +191,17 @@ def test_sets_at_a_path(tmp_path: Path) -> None:
     assert 0 < len(chosen) < 20
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none: holds no"):
-        found(tmp_path / "none", count=4, shape=(3, 8, 8), seed=0)
+        read_set(tmp_path / "none", count=4, shape=(3, 8, 8), seed=0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        found(tmp_path / "nowhere.beton", count=4, shape=(3, 8, 8), seed=0)
-    grey = fitted(Image.new("L", (8, 8), 9), (3, 8, 8))
+        read_set(tmp_path / "nowhere.beton", count=4, shape=(3, 8, 8), seed=0)
+    grey = fit(Image.new("L", (8, 8), 9), (3, 8, 8))
     assert grey.unique().tolist() == [9]
 
 
 def _opens(folder: Path, seed: int) -> bool:
     """Whether the one picture drawn from a folder of mostly broken ones can be read."""
     try:
-        found(folder, count=1, shape=(3, 8, 16), seed=seed)
+        read_set(folder, count=1, shape=(3, 8, 16), seed=seed)
     except ValueError:
         return False
     return True

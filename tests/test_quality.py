@@ -266,12 +266,12 @@ def test_features_that_cannot_be_kept_are_used_all_the_same(folder: Path, capsys
 
 def test_fewer_reference_images_are_drawn_and_not_the_first(folder: Path) -> None:
     drawn = work(folder, n=20).train, quality("reference_count=10", "seed=3")
-    from ebm.evaluate.reference import of_dataset
+    from ebm.evaluate.reference import dataset_images
 
-    indices = drawn[1].indices(of_dataset(drawn[0]))
+    indices = drawn[1].indices(dataset_images(drawn[0]))
     assert len({*indices.tolist()}) == 10
     assert indices.max() > 20, "a file in order of classes would give one class"
-    assert (indices == drawn[1].indices(of_dataset(drawn[0]))).all()
+    assert (indices == drawn[1].indices(dataset_images(drawn[0]))).all()
 
 
 def test_the_reference_may_be_held_out_images_or_lie_anywhere(folder: Path) -> None:

@@ -12,7 +12,7 @@ from ebm.samplers.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walked:
+class SamplerResult:
     """Where a sampler has ended, and what the Metropolis test said on the way."""
 
     x: Tensor  # (B, C, H, W)
@@ -20,7 +20,7 @@ class Walked:
     acceptance: Tensor  # (B, levels) mean over the level's moves of the probability to be accepted, float64
 
 
-def walked(steps: Iterator[Step]) -> Walked:
+def run_to_end(steps: Iterator[Step]) -> SamplerResult:
     """Walks a sampler to its end; raises ValueError where it takes no step."""
     totals: dict[float, Tensor] = {}
     counts: dict[float, int] = {}
@@ -33,7 +33,7 @@ def walked(steps: Iterator[Step]) -> Walked:
         raise ValueError("sampler: it took no step")
     means = [total / counts[sigma] for sigma, total in totals.items()]
     acceptance = torch.stack(means, 1) if means else step.x.new_zeros(len(step.x), 0, dtype=torch.float64)
-    return Walked(x=step.x, levels=tuple(totals), acceptance=acceptance)
+    return SamplerResult(x=step.x, levels=tuple(totals), acceptance=acceptance)
 
 
 @dataclass(frozen=True, kw_only=True)

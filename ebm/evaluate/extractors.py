@@ -74,7 +74,7 @@ def check_images(images: Tensor) -> None:
                          "features are of uint8 (B, 3, H, W)")
 
 
-def checked(file: str, *, sha256: str | None, cure: str) -> tuple[Path, str]:
+def verify_file(file: str, *, sha256: str | None, cure: str) -> tuple[Path, str]:
     """A file's place and its hash; raises FileNotFoundError with the cure, or ValueError for another hash."""
     path = Path(file).expanduser()
     if not path.is_file():
@@ -103,8 +103,9 @@ class Inception:
 
     def load(self, device: torch.device) -> Extractor:
         """Raises FileNotFoundError without the file, ValueError for another hash or without torch-fidelity."""
-        path, sha256 = checked(self.file, sha256=self.sha256, cure="tools/fetch_weights.py fetches it where there is a network")
-        fidelity()
+        cure = "tools/fetch_weights.py fetches it where there is a network"
+        path, sha256 = verify_file(self.file, sha256=self.sha256, cure=cure)
+        import_fidelity()
         from torch_fidelity import FeatureExtractorInceptionV3
 
         layers = ["2048", "logits_unbiased"]
@@ -140,7 +141,7 @@ class TorchScript:
 
     def load(self, device: torch.device) -> Extractor:
         """Raises FileNotFoundError without the file, ValueError for another hash or what TorchScript can't read."""
-        path, sha256 = checked(self.file, sha256=self.sha256, cure="give the file and the hash that belong together")
+        path, sha256 = verify_file(self.file, sha256=self.sha256, cure="give the file and the hash that belong together")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PyTorch would rather have torch.export; the files stay readable
             try:
@@ -206,7 +207,7 @@ class Random:
         return banks
 
 
-def fidelity() -> Any:
+def import_fidelity() -> Any:
     """The module torch_fidelity; raises ValueError that says how to get it."""
     try:
         import torch_fidelity

@@ -56,7 +56,7 @@ class Flow:
         without any the trace is exact, at d times the cost, and K = 1. Raises ValueError where the score is not finite or
         no step is small enough.
         """
-        solve = solver()
+        solve = import_solver()
         batch, d = len(x), x[0].numel()
         motion = _Motion(model, x, sigma_data=sigma_data, probes=probes)
         count = 1 if probes is None else len(probes)
@@ -86,7 +86,7 @@ class _Motion:
         y = torch.from_numpy(state.reshape(batch, -1)[:, :d]).to(self.like).reshape(self.like.shape).requires_grad_()
         with torch.enable_grad(), torch.autocast(y.device.type, enabled=False):
             motion = self.motion(y, math.exp(ln_sigma))
-            trace = self.trace(motion, y)  # (B, K)
+            trace = self.divergence(motion, y)  # (B, K)
         self.count += 1
         moved = torch.cat([motion.detach().flatten(1), trace.to(motion)], 1).double().cpu().numpy()
         if not np.isfinite(moved).all():
@@ -100,14 +100,14 @@ class _Motion:
         score = self.model.score(root * y, sigma_of(y, sigma=sigma))
         return -(sigma**2 / root) * (score + y / root)
 
-    def trace(self, motion: Tensor, y: Tensor) -> Tensor:
+    def divergence(self, motion: Tensor, y: Tensor) -> Tensor:
         """Estimates of the divergence of the motion, (B, K), or the divergence itself, (B, 1)."""
         if self.probes is None:
             units = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).view(-1, 1, *y.shape[1:])
-            return torch.stack([self.along(motion, y, unit.expand_as(y)) for unit in units]).sum(0)[:, None]
-        return torch.stack([self.along(motion, y, v) for v in self.probes], 1)
+            return torch.stack([self.quadratic_form(motion, y, unit.expand_as(y)) for unit in units]).sum(0)[:, None]
+        return torch.stack([self.quadratic_form(motion, y, v) for v in self.probes], 1)
 
-    def along(self, motion: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def quadratic_form(self, motion: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """vᵀ(∂motion/∂y) v of each image, (B,): of an energy's score a Hessian-vector product."""
         product, = torch.autograd.grad(motion, y, v, retain_graph=True, materialize_grads=True)
         return (product * v).flatten(1).sum(1)
@@ -121,7 +121,7 @@ def prior_error(mean: Array, eigenvalues: Array, *, sigma_max: float, sigma_data
     return float(0.5 * ((mean**2).sum() / v + (ratio - 1 - np.log(ratio)).sum()))
 
 
-def solver() -> Any:
+def import_solver() -> Any:
     """SciPy's solver of differential equations; raises ValueError where it isn't installed."""
     try:
         from scipy.integrate import solve_ivp

@@ -70,7 +70,7 @@ STANDARD: dict[str, tuple[str, dict[str, Any]]] = {  # name: (class in torchvisi
 }
 
 
-def standard(name: str, root: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
+def load_standard(name: str, root: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
     """At most ``count`` images of a published test set, (n, *shape) uint8, fitted to ``shape`` (C, H, W).
 
     Nothing is downloaded: raises FileNotFoundError, with the command for a node with a network, unless torchvision finds it
@@ -90,10 +90,10 @@ def standard(name: str, root: str | Path, *, count: int, shape: Shape, seed: int
         raise FileNotFoundError(f"{name}: not in {root}; on a node with a network: python -c \"from torchvision.datasets "
                                 f"import {kind}; {kind}({told})\"") from error
     chosen = torch.randperm(len(data), generator=generator("cpu", seed, name))[:count].sort().values
-    return torch.stack([fitted(data[int(i)][0], shape) for i in chosen])
+    return torch.stack([fit(data[int(i)][0], shape) for i in chosen])
 
 
-def found(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
+def read_set(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
     """At most ``count`` images of a .beton, an .npz with `images` or a folder of pictures, (n, *shape) uint8, fitted to
     ``shape`` (C, H, W); which ones depends on the seed. Raises FileNotFoundError or ValueError where there are none."""
     path = Path(path)
@@ -103,18 +103,18 @@ def found(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
             raise FileNotFoundError(f"{path}: no such data file; make it with tools/prepare_data.py")
         beton = Beton.open(path)
         chosen = torch.randperm(beton.count, generator=source)[:count].sort().values
-        return torch.stack([fitted(Image.fromarray(pixels), shape) for pixels in beton.rows(chosen.numpy())])
+        return torch.stack([fit(Image.fromarray(pixels), shape) for pixels in beton.rows(chosen.numpy())])
     if path.suffix == ".npz":
         images = npz(path, key="images")
         wanted = {*torch.randperm(images.count, generator=source)[:count].tolist()}
-        return torch.stack([fitted(Image.fromarray(np.asarray(one)), shape)
+        return torch.stack([fit(Image.fromarray(np.asarray(one)), shape)
                             for i, one in enumerate(images.images()) if i in wanted])
     files = picture_files(path)
     chosen = torch.randperm(len(files), generator=source)[:count].sort().values
-    return torch.stack([fitted(open_picture(files[i]), shape) for i in chosen.tolist()])
+    return torch.stack([fit(open_picture(files[i]), shape) for i in chosen.tolist()])
 
 
-def fitted(image: Image.Image, shape: Shape) -> Tensor:
+def fit(image: Image.Image, shape: Shape) -> Tensor:
     """The picture cut to the proportions of ``shape`` (3, H, W) about its centre and resized where it must be, uint8."""
     _, height, width = shape
     image = image.convert("RGB")

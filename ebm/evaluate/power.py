@@ -16,7 +16,7 @@ NEEDS = "nvidia-ml-py: not installed; joules need pip install -e '.[evaluate]'"
 
 
 @dataclass(kw_only=True)
-class Spent:
+class Usage:
     """Seconds and joules of a block that has ended; joules are None where no device told them."""
 
     seconds: float = 0.0
@@ -48,18 +48,18 @@ class Passes:
 
 
 @contextmanager
-def spending(device: torch.device, counter: Counter) -> Iterator[Spent]:
+def measure_usage(device: torch.device, counter: Counter) -> Iterator[Usage]:
     """Measures the block: the device's work is waited for on both sides, since a GPU is given work and not waited for."""
-    spent = Spent()
-    wait(device)
+    spent = Usage()
+    synchronize(device)
     before, start = counter(), time.perf_counter()
     yield spent
-    wait(device)
+    synchronize(device)
     spent.seconds, after = time.perf_counter() - start, counter()
     spent.joules = None if before is None or after is None else after - before
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Returns when the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -68,11 +68,11 @@ def wait(device: torch.device) -> None:
 def joule_counter(device: torch.device) -> tuple[Counter, str]:
     """The counter of all joules that the device has taken, and why it tells none where it doesn't."""
     if device.type != "cuda":
-        return silent, f"a {device.type} doesn't tell"
+        return no_counter, f"a {device.type} doesn't tell"
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
-        return silent, NEEDS
+        return no_counter, NEEDS
     return gpu_counter(nvml, f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
 
@@ -87,7 +87,7 @@ def gpu_counter(nvml: Any, uuid: str) -> tuple[Counter, str]:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except nvml.NVMLError as error:
-        return silent, f"the GPU doesn't tell ({error})"
+        return no_counter, f"the GPU doesn't tell ({error})"
 
     def joules() -> float | None:
         try:
@@ -98,11 +98,11 @@ def gpu_counter(nvml: Any, uuid: str) -> tuple[Counter, str]:
     return joules, ""
 
 
-def silent() -> None:
+def no_counter() -> None:
     """The counter of a device that doesn't tell."""
 
 
-def added(joules: list[float | None]) -> float | None:
+def total(joules: list[float | None]) -> float | None:
     """The sum of several devices' or batches' joules; None if one of them wasn't told, since the rest would pass for all."""
     told = [one for one in joules if one is not None]
     return sum(told) if joules and len(told) == len(joules) else None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ebm.evaluate.extractors import Extractor, check_images, fidelity
+from ebm.evaluate.extractors import Extractor, check_images, import_fidelity
 from ebm.randomness import generator, seed_of
 
 Rows = Mapping[str, NDArray[Any]]  # "features" (n, D), for Inception "logits" (n, classes), and what was made of them
@@ -47,7 +47,7 @@ class Comparison:
         if self.halves == 1:
             raise ValueError("halves: 1 is not accepted; a spread needs 2, and 0 leaves the standard error out")
 
-    def chosen(self, extractor: Extractor) -> list[str]:
+    def selected(self, extractor: Extractor) -> list[str]:
         """The figures asked for; raises ValueError for an Inception score of another network."""
         if self.figures is None:
             return [name for name in FIGURES if name != "is" or extractor.published]
@@ -57,11 +57,11 @@ class Comparison:
 
     def check(self, *, n: int, count: int, extractor: Extractor) -> None:
         """Raises ValueError where ``n`` images, or ``count`` real ones, are too few for a figure."""
-        fidelity()
+        import_fidelity()
         fewest = {"fid": 4 if self.halves else 2, "kid": self.kid_subset_size, "is": self.splits,
                   "precision_recall": self.neighbourhood + 1}
         reasons = {"fid": "a covariance", "kid": "kid_subset_size", "is": "splits", "precision_recall": "neighbourhood"}
-        for name in self.chosen(extractor):
+        for name in self.selected(extractor):
             for key, images in (("n", n), ("reference_count", count if name != "is" else n)):
                 if images < fewest[name]:
                     raise ValueError(f"{key}: {images!r} is not accepted; {name} needs at least {fewest[name]} images "
@@ -71,10 +71,10 @@ class Comparison:
         """The figures of ``samples`` by name, with standard errors; raises ValueError as `check` does."""
         self.check(n=len(samples["features"]), count=len(reference["features"]), extractor=extractor)
         values: dict[str, float] = {}
-        for name in tqdm(self.chosen(extractor), desc="compare", unit="figure", disable=not progress, leave=False):
+        for name in tqdm(self.selected(extractor), desc="compare", unit="figure", disable=not progress, leave=False):
             found = {"fid": self.frechet, "kid": self.kernel, "is": self.inception,
                      "precision_recall": self.precision_recall}[name](samples, reference, extractor.device)
-            values |= {named(key, extractor): value for key, value in found.items()}
+            values |= {figure_name(key, extractor): value for key, value in found.items()}
         return values
 
     def frechet(self, samples: Rows, reference: Rows, _: torch.device) -> dict[str, float]:
@@ -99,7 +99,7 @@ class Comparison:
         """
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-        made = kid_features_to_metric(tensor(samples), tensor(reference), kid_subsets=self.kid_subsets, verbose=False,
+        made = kid_features_to_metric(to_tensor(samples), to_tensor(reference), kid_subsets=self.kid_subsets, verbose=False,
                                       kid_subset_size=self.kid_subset_size, rng_seed=self.library_seed)
         n, m = len(samples["features"]), self.kid_subset_size
         error = {"kid_stderr": made[KEY_METRIC_KID_STD] * (m / (n - m)) ** 0.5} if 2 * m <= n and self.kid_subsets > 1 else {}
@@ -109,7 +109,7 @@ class Comparison:
         """The score, and the standard error of its mean over the splits."""
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-        made = isc_features_to_metric(tensor(samples, "logits"), self.splits, True, self.library_seed)
+        made = isc_features_to_metric(to_tensor(samples, "logits"), self.splits, True, self.library_seed)
         error = {"is_stderr": made[KEY_METRIC_ISC_STD] / (self.splits - 1) ** 0.5} if self.splits > 1 else {}
         return {"is": made[KEY_METRIC_ISC_MEAN], **error}
 
@@ -118,7 +118,7 @@ class Comparison:
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
         fewer = min(len(samples["features"]), len(reference["features"]))
-        sets = [drawn(tensor(rows), fewer, seed=self.seed).to(device) for rows in (samples, reference)]
+        sets = [subsample(to_tensor(rows), fewer, seed=self.seed).to(device) for rows in (samples, reference)]
         made = prc_features_to_metric(*sets, prc_neighborhood=self.neighbourhood, prc_batch_size=BLOCK, save_cpu_ram=True,
                                       verbose=False)
         return {"precision": made[KEY_METRIC_PRECISION], "recall": made[KEY_METRIC_RECALL]}
@@ -131,12 +131,12 @@ class Comparison:
     @property
     def measure(self) -> dict[str, Any]:
         """What must be equal for two figures to compare, besides the image sets and the extractor."""
-        library = f"torch-fidelity {fidelity().__version__}"
+        library = f"torch-fidelity {import_fidelity().__version__}"
         keys = ("kid_subsets", "kid_subset_size", "neighbourhood", "splits", "halves", "seed")
         return {"library": library, **{key: getattr(self, key) for key in keys}}
 
 
-def named(key: str, extractor: Extractor) -> str:
+def figure_name(key: str, extractor: Extractor) -> str:
     """A figure's name: the published one only in the published features, so that nothing else is ever called FID."""
     if extractor.published:
         return key
@@ -149,16 +149,16 @@ def statistics(rows: Rows) -> dict[str, NDArray[np.float64]]:
     """Mean "mu" (D,) and covariance "sigma" (D, D) of features, in float64."""
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
-    found = fid_features_to_statistics(tensor(rows).double())
+    found = fid_features_to_statistics(to_tensor(rows).double())
     return {"mu": found["mu"], "sigma": np.atleast_2d(found["sigma"])}
 
 
-def drawn(rows: Tensor, count: int, *, seed: int) -> Tensor:
+def subsample(rows: Tensor, count: int, *, seed: int) -> Tensor:
     """``count`` of the rows, without repetition, in their order."""
     return rows[torch.randperm(len(rows), generator=generator("cpu", seed, "precision_recall"))[:count].sort().values]
 
 
-def tensor(rows: Rows, key: str = "features") -> Tensor:
+def to_tensor(rows: Rows, key: str = "features") -> Tensor:
     """One kind of rows, (n, D), on the CPU."""
     return torch.from_numpy(np.ascontiguousarray(rows[key]))
 

@@ -50,30 +50,30 @@ class ImageSet:
         return chosen.sort().values.numpy()
 
 
-def of_dataset(data: Dataset) -> ImageSet:
+def dataset_images(data: Dataset) -> ImageSet:
     """The images of a `.beton` file, under its manifest's name and hash."""
     return ImageSet(name=data.manifest.source, sha256=data.manifest.sha256, count=data.count, shape=data.shape,
                     place=data.path.parent, pixels=data.pixels)
 
 
 @functools.lru_cache(maxsize=2)
-def read(path: str, *, size: int) -> ImageSet:
+def read_image_set(path: str, *, size: int) -> ImageSet:
     """The images at ``path``: a .beton, an .npz (its only array, or FILE:KEY), or a folder, cut and resized to ``size``.
 
     Raises FileNotFoundError, or ValueError for what holds no uint8 images of three channels.
     """
     if path.endswith(".beton"):
-        return of_dataset(Dataset.open(path))
+        return dataset_images(Dataset.open(path))
     place, _, key = path.partition(".npz:")
     if key or path.endswith(".npz"):
         file = Path(f"{place}.npz" if key else path)
-        return of_array(from_npz(file, key), name=f"npz {file.name}", place=file.parent)
+        return array_images(read_npz(file, key), name=f"npz {file.name}", place=file.parent)
     source = folder(path, size=size)
     bar = tqdm(source.images(), total=source.count, desc="reference", unit="img", leave=False, dynamic_ncols=True)
-    return of_array(np.stack(list(bar)), name=source.name, place=Path(path).parent)
+    return array_images(np.stack(list(bar)), name=source.name, place=Path(path).parent)
 
 
-def from_npz(file: Path, key: str) -> NDArray[np.uint8]:
+def read_npz(file: Path, key: str) -> NDArray[np.uint8]:
     """One array of an .npz, uint8 (N, H, W, 3); raises FileNotFoundError, or ValueError for anything else."""
     try:
         name, images = array_in(file, key)
@@ -84,7 +84,7 @@ def from_npz(file: Path, key: str) -> NDArray[np.uint8]:
     return np.asarray(images)
 
 
-def of_array(images: NDArray[np.uint8], *, name: str, place: Path) -> ImageSet:
+def array_images(images: NDArray[np.uint8], *, name: str, place: Path) -> ImageSet:
     """Images (N, H, W, 3) in memory, under the hash of their pixels."""
     digest = hashlib.sha256(repr(images.shape).encode())
     digest.update(np.ascontiguousarray(images).data)
@@ -93,7 +93,7 @@ def of_array(images: NDArray[np.uint8], *, name: str, place: Path) -> ImageSet:
                     pixels=lambda indices: torch.from_numpy(images[indices]).permute(0, 3, 1, 2).contiguous())
 
 
-def kept(path: Path, *, count: int) -> Rows | None:
+def load_features(path: Path, *, count: int) -> Rows | None:
     """What `keep` wrote, with ``count`` finite features; None where it is absent or damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # numpy leaves a damaged one open
@@ -104,7 +104,7 @@ def kept(path: Path, *, count: int) -> Rows | None:
     return rows if whole else None
 
 
-def keep(path: Path, rows: Rows) -> None:
+def save_features(path: Path, rows: Rows) -> None:
     """Writes features and what was made of them; a file that is there is whole. Raises OSError where it can't."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ebm.evaluate.power import Passes, added, joule_counter, spending
+from ebm.evaluate.power import Passes, joule_counter, measure_usage, total
 from ebm.files import write_atomically
 from ebm.sampling import batches_of
 from ebm.train.distributed import World
@@ -82,7 +82,7 @@ def draw_batch(pipeline: Pipeline, part: range) -> Rows:
     """One batch of samples and its cost, with the trajectory of the first batch."""
     film = Film(sigma_data=pipeline.model.sigma_data) if part.start == 0 else None
     counter, _ = joule_counter(pipeline.device)
-    with Passes.counted(pipeline.model.network) as passes, spending(pipeline.device, counter) as spent:
+    with Passes.counted(pipeline.model.network) as passes, measure_usage(pipeline.device, counter) as spent:
         images, not_finite = pipeline.draw(part, film)
     rows = {"images": images.numpy(), "not_finite": np.array([not_finite]), "nfe": np.array([passes.forward]),
             "gradients": np.array([passes.backward]), "seconds": np.array([spent.seconds]),
@@ -114,6 +114,6 @@ class Drawn:
         frames = zip(rows["frame_step"].tolist(), rows["frame_sigma"].tolist(), strict=True)
         return cls(images=torch.from_numpy(rows["images"]), not_finite=int(rows["not_finite"].sum()), nfe=int(rows["nfe"][0]),
                    gradients=int(rows["gradients"][0]), seconds=sum(rows["seconds"].tolist()),
-                   joules=added([None if math.isnan(one) else one for one in rows["joules"].tolist()]),
+                   joules=total([None if math.isnan(one) else one for one in rows["joules"].tolist()]),
                    film=rows["film"].tobytes(), rows=min(ROWS, batch, count),
                    frames=[{"step": step, "sigma": sigma} for step, sigma in frames])

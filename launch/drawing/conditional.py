@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm.composition import Composed
-from ebm.constraint import Constraint, Measurement, agreeing
+from ebm.constraint import Constraint, Measurement, alternating_projections
 from ebm.data import to_uint8
 from ebm.denoising import denoising
 from ebm.model import ScoreModel
@@ -90,7 +90,7 @@ class InverseProblem(Restoration):
         observed = self.observed_of(pipeline, part)
         for step in steps:
             if step.index == step.total - 1:
-                step = replace(step, x=agreeing(step.x, self.measurement, observed))
+                step = replace(step, x=alternating_projections(step.x, self.measurement, observed))
             yield step
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ebm.accepted import positive
-from ebm.composition import composed
+from ebm.composition import compose
 from ebm.constraint import BlockMean, ChannelMean, Constraint, KnownPixels, Measurement
 from ebm.data import to_float
 from ebm.randomness import generator
@@ -182,7 +182,7 @@ class Compose:
             if one.shape != pipeline.shape:
                 raise ValueError(f"runs: {run!r} is not accepted; its images are {one.shape}, and the others' {pipeline.shape}")
         return Composition(inputs={"runs": " ".join(one.checkpoint for one in pipelines)},
-                           total=composed([one.model for one in pipelines], weights=self.weights))
+                           total=compose([one.model for one in pipelines], weights=self.weights))
 
 
 def sha256(pixels: Tensor) -> str:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ebm.accepted import whole
-from ebm.evaluate.power import Passes, Spent, added, joule_counter, spending
+from ebm.evaluate.power import Passes, Usage, joule_counter, measure_usage, total
 from ebm.train.distributed import device_name
 from launch.metrics.evaluation import Figures, Work
 
@@ -42,10 +42,10 @@ class Cost:
         if not work.world.is_main:
             return None
         counter, reason = joule_counter(work.pipeline.device)
-        spent: list[Spent] = []
+        spent: list[Usage] = []
         for index in tqdm(range(self.warmup + self.batches), unit="batch", desc="cost", dynamic_ncols=True):
             part = range(index * work.batch, (index + 1) * work.batch)
-            with Passes.counted(work.pipeline.model.network) as passes, spending(work.pipeline.device, counter) as one:
+            with Passes.counted(work.pipeline.model.network) as passes, measure_usage(work.pipeline.device, counter) as one:
                 work.pipeline.draw(part)
             spent += [one] * (index >= self.warmup)
         whole_sampling = {key: subject[key] for key in ("n", "seconds", "joules") if key in subject}
@@ -60,13 +60,13 @@ class Cost:
                      "all_samples": whole_sampling})
 
 
-def per_image(spent: Sequence[Spent], batch: int) -> dict[str, Any]:
+def per_image(spent: Sequence[Usage], batch: int) -> dict[str, Any]:
     """Mean seconds and joules of an image in batches of ``batch``, with standard errors where there are several batches."""
     seconds = [one.seconds / batch for one in spent]
     values = {"seconds_per_image": statistics.fmean(seconds), "images_per_s": 1 / statistics.fmean(seconds)}
     if len(spent) > 1:
         values["seconds_per_image_stderr"] = statistics.stdev(seconds) / math.sqrt(len(spent))
-    joules = added([one.joules for one in spent])
+    joules = total([one.joules for one in spent])
     if joules is not None:
         values["joules_per_image"] = joules / (batch * len(spent))
     return values

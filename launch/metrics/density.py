@@ -19,7 +19,7 @@ from ebm.schedule import LogUniform, NoiseSchedule
 from launch.config.build import build
 from launch.drawing.batches import Rows
 from launch.metrics.evaluation import Figures, Work
-from launch.metrics.likelihood import DEQUANTISED, chosen, source
+from launch.metrics.likelihood import DEQUANTISED, choose_images, select_set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Density:
             raise ValueError(f"metric.density: a run trained by {objective} is not accepted; its energy is known only up to a "
                              "function of σ: train one with objective=dual")
         whole(1, batch=self.batch, levels=self.levels)
-        chosen(source(self.set, work), self.images, seed=work.pipeline.seed)
+        choose_images(select_set(self.set, work), self.images, seed=work.pipeline.seed)
         if not 2 <= self.anchors <= work.train.count:
             raise ValueError(f"anchors: {self.anchors} is not accepted; it must be 2 to {work.train.count}")
         schedule: NoiseSchedule = build(work.run_config.schedule, key="schedule")
@@ -58,8 +58,8 @@ class Density:
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, pipeline, seed = source(self.set, work), work.pipeline, work.pipeline.seed
-        model, indices = pipeline.model, chosen(data, self.images, seed=seed)
+        data, pipeline, seed = select_set(self.set, work), work.pipeline, work.pipeline.seed
+        model, indices = pipeline.model, choose_images(data, self.images, seed=seed)
         assert isinstance(model, Energy)
 
         def measured(part: range) -> Rows:
@@ -68,13 +68,13 @@ class Density:
             return {"energy": energies(model, x, sigma=self.sigma_min)}
 
         rows = work.compute_rows(f"density {data.manifest.sha256} {self}", len(indices), self.batch, measured)
-        normalised = self.normalised(work, model)
-        return self.figures(work, data, indices, rows, normalised) if work.world.is_main else None
+        normalised = self.fit_constant(work, model)
+        return self.make_figures(work, data, indices, rows, normalised) if work.world.is_main else None
 
-    def normalised(self, work: Work, model: Energy) -> Normalised:
+    def fit_constant(self, work: Work, model: Energy) -> Normalised:
         """The constant, from training images."""
         seed, device = work.pipeline.seed, work.pipeline.device
-        indices = chosen(work.train, self.anchors, seed=seed)
+        indices = choose_images(work.train, self.anchors, seed=seed)
 
         def anchored(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
@@ -89,7 +89,7 @@ class Density:
         return Normalised.fit(anchors=rows["anchors"], gaps=rows["gaps"], sigma_min=self.sigma_min, sigma_max=self.sigma_max,
                               entropy=entropy(spectrum(x), d=x.shape[1], sigma=self.sigma_max))
 
-    def figures(self, work: Work, data: Dataset, indices: list[int], rows: Rows, fit: Normalised) -> Figures:
+    def make_figures(self, work: Work, data: Dataset, indices: list[int], rows: Rows, fit: Normalised) -> Figures:
         """The figures: bits as the energy tells them, and with the correction that its slope asks for."""
         d = math.prod(work.pipeline.shape)
         per_dim, nll = d * math.log(2), rows["energy"] + fit.constant

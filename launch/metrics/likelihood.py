@@ -11,7 +11,7 @@ from ebm.accepted import whole
 from ebm.data import Dataset
 from ebm.data.quantum import dequantised
 from ebm.evaluate.density import spectrum
-from ebm.evaluate.likelihood import Array, Flow, bits_per_dim, prior_error, rademacher, solver
+from ebm.evaluate.likelihood import Array, Flow, bits_per_dim, import_solver, prior_error, rademacher
 from ebm.randomness import generator
 from launch.drawing.batches import Rows
 from launch.metrics.evaluation import Figures, Work
@@ -44,13 +44,13 @@ class Likelihood:
     def check(self, work: Work) -> None:
         """Raises ValueError for images that are not there, unusable numbers, and without SciPy."""
         whole(1, batch=self.batch, **({} if self.probes is None else {"probes": self.probes}))
-        chosen(source(self.set, work), self.images, seed=work.pipeline.seed)
-        solver()
+        choose_images(select_set(self.set, work), self.images, seed=work.pipeline.seed)
+        import_solver()
 
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are read by all processes."""
-        data, pipeline = source(self.set, work), work.pipeline
-        indices = chosen(data, self.images, seed=pipeline.seed)
+        data, pipeline = select_set(self.set, work), work.pipeline
+        indices = choose_images(data, self.images, seed=pipeline.seed)
 
         def compute(part: range) -> Rows:
             numbers = indices[part.start:part.stop]
@@ -70,7 +70,7 @@ class Likelihood:
 
     def prior_error(self, work: Work) -> float:
         """In nats, of the training images' Gaussian."""
-        some = chosen(work.train, min(LAW, work.train.count), seed=work.pipeline.seed)
+        some = choose_images(work.train, min(LAW, work.train.count), seed=work.pipeline.seed)
         x = work.train.images(torch.tensor(some), device="cpu").flatten(1).double().numpy()
         return prior_error(x.mean(0), spectrum(x), sigma_max=self.sigma_max, sigma_data=work.pipeline.model.sigma_data)
 
@@ -94,7 +94,7 @@ def summary(nll: Array, *, d: int) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def source(name: str, work: Work) -> Dataset:
+def select_set(name: str, work: Work) -> Dataset:
     """The run's training or held-out images; raises ValueError where there are none."""
     sets = {"train": work.train, "held_out": work.held_out}
     if name not in sets:
@@ -105,7 +105,7 @@ def source(name: str, work: Work) -> Dataset:
     return data
 
 
-def chosen(data: Dataset, count: int, *, seed: int) -> list[int]:
+def choose_images(data: Dataset, count: int, *, seed: int) -> list[int]:
     """The numbers of ``count`` images by the seed, the first ones of any larger count; raises ValueError unless there are so
     many, and 2 at least: a standard error is made of them."""
     if not 2 <= count <= data.count:

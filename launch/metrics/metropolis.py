@@ -12,7 +12,7 @@ from torch import Tensor
 from ebm.accepted import positive, whole
 from ebm.data import to_float, to_uint8
 from ebm.diagnose.reference import Reference
-from ebm.evaluate.acceptance import gains, walked
+from ebm.evaluate.acceptance import gains, run_to_end
 from ebm.evaluate.power import Passes
 from ebm.model import with_energy
 from ebm.randomness import generator
@@ -63,18 +63,19 @@ class Metropolis:
     def __call__(self, work: Work) -> Figures | None:
         """The figures on rank 0; images are drawn by all processes."""
         samplers, moves = self.samplers(work)
-        rows = {(name, scale): self.drawn(work, f"{name} {moves[name]} {scale}", sampler)
+        rows = {(name, scale): self.draw(work, f"{name} {moves[name]} {scale}", sampler)
                 for (name, scale), sampler in samplers.items()}
         if not work.world.is_main:
             return None
         levels = self.grid.sigmas(self.steps).tolist()
         sigma = 0.0 if self.denoise else levels[-1]
-        reference = Reference.fit(chosen(work.train, self.real, "reference", work.pipeline.seed), components=self.components)
+        data = choose_images(work.train, self.real, "reference", work.pipeline.seed)
+        reference = Reference.fit(data, components=self.components)
         values: dict[str, float] = {}
         details: dict[str, Any] = {"moves per level": moves, "equal": TOLD, "levels": levels, "acceptance": {}, "passes": {},
                                    "not_finite": {}}
         if work.held_out is not None:
-            real = chosen(work.held_out, self.count, "real", work.pipeline.seed)
+            real = choose_images(work.held_out, self.count, "real", work.pipeline.seed)
             values["real"] = reference.distance(real, sigma=0)
         for scale in self.step_scales:
             found = {name: rows[name, scale] for name in moves}
@@ -90,7 +91,7 @@ class Metropolis:
             details["not_finite"][f"{scale:g}"] = {name: float(1 - row["finite"].mean()) for name, row in found.items()}
             details["passes"][f"{scale:g}"] = {name: row["passes"][0].tolist() for name, row in found.items()}
         return Figures(values=values, measure=self.measure(work), details=details,
-                       pictures={"acceptance": self.picture(values, details)})
+                       pictures={"acceptance": self.plot(values, details)})
 
     def samplers(self, work: Work) -> tuple[dict[tuple[str, float], Sampler], dict[str, int]]:
         """Every sampler by name and step scale, and how many moves each makes at a level."""
@@ -110,13 +111,13 @@ class Metropolis:
         """The finished images of these numbers, uint8, their acceptance (b, levels) and whether they are finite, (b,)."""
         pipeline = work.pipeline
         with pipeline.precision.autocast(pipeline.device):
-            end = walked(trajectory(pipeline.model, sampler, shape=pipeline.shape, indices=part, seed=pipeline.seed,
+            end = run_to_end(trajectory(pipeline.model, sampler, shape=pipeline.shape, indices=part, seed=pipeline.seed,
                                     device=pipeline.device))
         finite = end.x.isfinite().flatten(1).all(1)
         return {"images": to_uint8(end.x.nan_to_num(0)).cpu().numpy(), "acceptance": end.acceptance.cpu().numpy(),
                 "finite": finite.cpu().numpy()}
 
-    def drawn(self, work: Work, name: str, sampler: Sampler) -> Rows:
+    def draw(self, work: Work, name: str, sampler: Sampler) -> Rows:
         """All images of one sampler, drawn by all processes."""
         def compute(part: range) -> Rows:
             with Passes.counted(work.pipeline.model.network) as passes:
@@ -134,7 +135,7 @@ class Metropolis:
                 "real": min(self.real, work.train.count), "components": self.components,
                 "train": work.train.manifest.sha256, "held_out": work.held_out.manifest.sha256 if work.held_out else None}
 
-    def picture(self, values: dict[str, float], details: dict[str, Any]) -> bytes:
+    def plot(self, values: dict[str, float], details: dict[str, Any]) -> bytes:
         """Acceptance by noise level, and the distances by step scale."""
         figure = charting()(figsize=(11, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -154,7 +155,7 @@ class Metropolis:
         return png(figure)
 
 
-def chosen(data: Any, count: int, name: str, seed: int) -> Tensor:
+def choose_images(data: Any, count: int, name: str, seed: int) -> Tensor:
     """At most ``count`` images of a data set, chosen by (seed, name), (n, C, H, W) on the CPU."""
     order = torch.randperm(data.count, generator=generator("cpu", seed, name))
     images: Tensor = data.images(order[:count].sort().values, device="cpu")

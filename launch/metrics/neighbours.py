@@ -13,11 +13,11 @@ from torch import Tensor
 from ebm.data import Dataset
 from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.neighbours import copied, nearest, picture, ratio
-from ebm.evaluate.reference import of_dataset
+from ebm.evaluate.reference import dataset_images
 from ebm.randomness import generator
 from launch.drawing.batches import Rows
 from launch.metrics.evaluation import Figures, Work
-from launch.metrics.quality import loaded, real_features
+from launch.metrics.quality import load_extractor, real_features
 
 BLOCK = 2000  # training images on the device at once
 
@@ -52,43 +52,45 @@ class NearestNeighbours:
         if self.k > work.train.count:
             raise ValueError(f"k: {self.k!r} is not accepted; there are {work.train.count} training images")
         if self.space == "features":
-            loaded(self.extractor, work)(work.train.pixels(np.arange(1)))
+            load_extractor(self.extractor, work)(work.train.pixels(np.arange(1)))
 
     def inputs(self, work: Work) -> list[str]:
         """Hash of the file that the figures depend on besides the model, which may change under its name."""
-        return [loaded(self.extractor, work).sha256] if self.space == "features" else []
+        return [load_extractor(self.extractor, work).sha256] if self.space == "features" else []
 
     def __call__(self, work: Work) -> Figures | None:
         """Measures, on every process."""
-        extractor = loaded(self.extractor, work) if self.space == "features" else None
+        extractor = load_extractor(self.extractor, work) if self.space == "features" else None
         known = None if extractor is None else real_features(
-            work, extractor, of_dataset(work.train), np.arange(work.train.count), batch=self.batch, cache=self.cache,
+            work, extractor, dataset_images(work.train), np.arange(work.train.count), batch=self.batch, cache=self.cache,
             seed=self.seed)
         samples = work.samples().images[:self.count]
         sha256 = hashlib.sha256(samples.numpy().tobytes()).hexdigest()
-        found = self.near(work, samples, f"samples {sha256}", extractor, known)
+        found = self.find_neighbours(work, samples, f"samples {sha256}", extractor, known)
         others, there = None, work.held_out
         if there is not None:
-            held_out = of_dataset(there)
+            held_out = dataset_images(there)
             some = held_out.choice(min(self.count, there.count), seed=self.seed)
-            others = self.near(work, there.pixels(some), f"held out {held_out.sha256} {self.seed}", extractor, known)
-        return self.figures(work, samples, found, others, extractor) if work.world.is_main else None
+            others = self.find_neighbours(work, there.pixels(some), f"held out {held_out.sha256} {self.seed}", extractor, known)
+        return self.make_figures(work, samples, found, others, extractor) if work.world.is_main else None
 
-    def near(self, work: Work, queries: Tensor, name: str, extractor: Extractor | None, known: Rows | None) -> Rows:
+    def find_neighbours(self, work: Work, queries: Tensor, name: str, extractor: Extractor | None, known: Rows | None) -> Rows:
         """The neighbours of images, uint8 (q, 3, H, W), spread over the processes: each (q, k)."""
-        place = embedding(work, extractor)
+        place = make_embedding(work, extractor)
 
         def compute(part: range) -> Rows:
             some = queries[part.start:part.stop]
             mirrored = place(some.flip(-1)) if work.run_config.data.flip else None
-            rows = nearest(place(some), mirrored, blocks(work, known), k=self.k)
+            rows = nearest(place(some), mirrored, training_blocks(work, known), k=self.k)
             return {key: getattr(rows, key).cpu().numpy() for key in ("distance", "index", "mirrored")}
 
         space = extractor.key if extractor else "pixels"
         about = f"neighbours {space} {work.train.manifest.sha256} {work.run_config.data.flip} {self.k} {name}"
         return work.compute_rows(about, len(queries), self.batch, compute)
 
-    def figures(self, work: Work, samples: Tensor, found: Rows, others: Rows | None, extractor: Extractor | None) -> Figures:
+    def make_figures(
+        self, work: Work, samples: Tensor, found: Rows, others: Rows | None, extractor: Extractor | None
+    ) -> Figures:
         """Numbers and pictures of the neighbours that were found."""
         distance = torch.from_numpy(found["distance"])
         values = {"distance": float(distance[:, 0].quantile(0.5)),
@@ -100,8 +102,8 @@ class NearestNeighbours:
             near = ratio(distance[:, 0], other[:, 0], draws=self.draws, generator=generator("cpu", self.seed, "bootstrap"))
             values |= dict(zip(("distance_ratio", "distance_ratio_stderr"), near, strict=True)) if near else {}
         closest = distance[:, 0].argsort(stable=True)[:self.shown]
-        pictures = {"first": shown(work.train, samples, found, torch.arange(min(self.shown, len(samples)))),
-                    "closest": shown(work.train, samples, found, closest)}
+        pictures = {"first": plot_neighbours(work.train, samples, found, torch.arange(min(self.shown, len(samples)))),
+                    "closest": plot_neighbours(work.train, samples, found, closest)}
         measure = {"n": len(samples), "train": work.train.manifest.source, "train_sha256": work.train.manifest.sha256,
                    "train_count": work.train.count, "mirrored": bool(work.run_config.data.flip), "space": self.space,
                    "held_out_sha256": work.held_out.manifest.sha256 if work.held_out is not None else None,
@@ -112,14 +114,14 @@ class NearestNeighbours:
         return Figures(values=values, measure=measure, details=details, pictures=pictures)
 
 
-def embedding(work: Work, extractor: Extractor | None) -> Callable[[Tensor], Tensor]:
+def make_embedding(work: Work, extractor: Extractor | None) -> Callable[[Tensor], Tensor]:
     """Where images, uint8 (B, 3, H, W), lie: their features, or their pixels in 0…255, (B, D) on the device."""
     if extractor is None:
         return lambda images: images.to(work.world.device).flatten(1)
     return lambda images: extractor(images)["features"]
 
 
-def blocks(work: Work, known: Rows | None) -> Iterator[Tensor]:
+def training_blocks(work: Work, known: Rows | None) -> Iterator[Tensor]:
     """All training images, or what is known of their features, in order, (b, D) on the device."""
     for start in range(0, work.train.count, BLOCK):
         part = np.arange(start, min(start + BLOCK, work.train.count))
@@ -127,7 +129,7 @@ def blocks(work: Work, known: Rows | None) -> Iterator[Tensor]:
         yield rows.to(work.world.device)
 
 
-def shown(train: Dataset, samples: Tensor, found: Rows, which: Tensor) -> bytes:
+def plot_neighbours(train: Dataset, samples: Tensor, found: Rows, which: Tensor) -> bytes:
     """The picture of some samples, each neighbour turned the way in which it is near."""
     index, mirrored = found["index"][which], torch.from_numpy(found["mirrored"][which])
     images = train.pixels(index.reshape(-1)).unflatten(0, index.shape)

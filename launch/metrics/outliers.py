@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebm.accepted import whole
 from ebm.data import Dataset, to_float
-from ebm.evaluate.outlier_sets import MADE, STANDARD, found, standard
+from ebm.evaluate.outlier_sets import MADE, STANDARD, load_standard, read_set
 from ebm.evaluate.outliers import Array, Typical, auroc, auroc_stderr, fpr95, readings
 from ebm.model import has_energy
 from ebm.randomness import generator
@@ -75,16 +75,16 @@ class Outliers:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {*MADE, *STANDARD, LEARNT, REAL}:
                 raise ValueError(f"sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and new")
             with naming(f"sets.{name}: ", OSError):
-                found(path, count=1, shape=work.pipeline.shape, seed=self.seed)
-        if not (self.made or self.sets or any(self.is_there(name, work) for name in self.standard)):
+                read_set(path, count=1, shape=work.pipeline.shape, seed=self.seed)
+        if not (self.made or self.sets or any(self.is_available(name, work) for name in self.standard)):
             raise ValueError("made: [] is not accepted; there must be a set in made or sets, or one of standard in "
                              f"{self.data_root}")
         charting()
 
-    def is_there(self, name: str, work: Work) -> bool:
+    def is_available(self, name: str, work: Work) -> bool:
         """Whether a standard set can be read."""
         try:
-            standard(name, self.data_root, count=1, shape=work.pipeline.shape, seed=self.seed)
+            load_standard(name, self.data_root, count=1, shape=work.pipeline.shape, seed=self.seed)
         except FileNotFoundError:
             return False
         return True
@@ -94,7 +94,7 @@ class Outliers:
         images, skipped = self.images(work)
         there = work.world.all_gather([*images])  # a folder may be on one node alone
         images = {name: pixels for name, pixels in images.items() if all(name in names for names in there)}
-        rows = {name: self.read(work, name, pixels) for name, pixels in images.items()}
+        rows = {name: self.compute_readings(work, name, pixels) for name, pixels in images.items()}
         if not work.world.is_main:
             return None
         learnt = {kind: Typical.fit(array) for kind, array in rows[LEARNT].items()}
@@ -113,9 +113,9 @@ class Outliers:
             "counts": {name: len(pixels) for name, pixels in images.items()},
             "held_out against train": {score: auroc(scored[LEARNT][score], inliers[score]) for score in inliers},
             "shrinkage": {kind: one.shrinkage for kind, one in learnt.items()}, "levels": self.sigmas,
-            "levels beyond training's": self.untrained(work)}
+            "levels beyond training's": self.untrained_levels(work)}
         return Figures(values=values, measure=self.measure(work, images), details=details, pictures={
-            "table": self.table(values, [*inliers], others), "profiles": self.curves(profiles)})
+            "table": self.plot_table(values, [*inliers], others), "profiles": self.plot_profiles(profiles)})
 
     def scores_of(self, work: Work) -> list[str]:
         """Those of the scores that the model allows."""
@@ -125,8 +125,8 @@ class Outliers:
         """Every set by name, uint8 (n, C, H, W), and why others were skipped."""
         assert work.held_out is not None
         shape, skipped = work.pipeline.shape, dict[str, str]()
-        inliers = chosen(work.held_out, self.count, seed=self.seed, name=REAL)
-        images = {LEARNT: chosen(work.train, self.calibration, seed=self.seed, name=LEARNT), REAL: inliers}
+        inliers = choose_images(work.held_out, self.count, seed=self.seed, name=REAL)
+        images = {LEARNT: choose_images(work.train, self.calibration, seed=self.seed, name=LEARNT), REAL: inliers}
         for name in self.made:
             if name == "shapes" and work.train.manifest.source.startswith("shapes"):
                 skipped[name] = "shapes: what the run was trained on"
@@ -134,20 +134,20 @@ class Outliers:
                 images[name] = MADE[name](inliers, seed=self.seed)
         for name in self.standard:
             try:
-                images[name] = standard(name, self.data_root, count=self.count, shape=shape, seed=self.seed)
+                images[name] = load_standard(name, self.data_root, count=self.count, shape=shape, seed=self.seed)
             except FileNotFoundError as error:
                 skipped[name] = str(error)
         for score in self.scores:
             if score not in self.scores_of(work):
                 skipped[score] = f"{score}: {type(work.pipeline.model).__name__} has no energy"
         for name, path in self.sets.items():
-            images[name] = found(path, count=self.count, shape=shape, seed=self.seed)
+            images[name] = read_set(path, count=self.count, shape=shape, seed=self.seed)
         if work.world.is_main:
             for words in skipped.values():
                 print(f"outliers: skipped: {words}", file=sys.stderr, flush=True)
         return images, skipped
 
-    def read(self, work: Work, name: str, pixels: Tensor) -> Rows:
+    def compute_readings(self, work: Work, name: str, pixels: Tensor) -> Rows:
         """What the model says of a set, computed by all processes, in float32."""
         def compute(part: range) -> Rows:
             x = to_float(pixels[part.start:part.stop].to(work.pipeline.device))
@@ -163,7 +163,7 @@ class Outliers:
             return lowest
         return learnt[kind].distance(row[kind])
 
-    def untrained(self, work: Work) -> list[float]:
+    def untrained_levels(self, work: Work) -> list[float]:
         """The levels that the run's schedule hardly draws, so that what is read there was hardly learnt."""
         schedule: NoiseSchedule = build(work.run_config.schedule, key="schedule")
         low, high = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
@@ -174,7 +174,7 @@ class Outliers:
         return {"train": work.train.manifest.sha256, "levels": self.sigmas, "seed": self.seed,
                 "sets": {name: {"count": len(pixels), "sha256": sha256(pixels)} for name, pixels in images.items()}}
 
-    def table(self, values: dict[str, float], scores: list[str], names: list[str]) -> bytes:
+    def plot_table(self, values: dict[str, float], scores: list[str], names: list[str]) -> bytes:
         """AUROC and FPR95 of every score on every set."""
         figure = charting()(figsize=(3 + 0.85 * len(names), 2.4 + 0.9 * len(scores)), layout="constrained")
         for axes, (kind, title, colours) in zip(figure.subplots(2, 1, sharex=True), (
@@ -189,7 +189,7 @@ class Outliers:
             axes.set_title(title, fontsize=10)
         return png(figure)
 
-    def curves(self, profiles: dict[str, dict[str, list[float]]]) -> bytes:
+    def plot_profiles(self, profiles: dict[str, dict[str, list[float]]]) -> bytes:
         """Mean energies and score norms of each set by level, in training images' standard deviations."""
         kinds = {"energies": "Energy E(x, σ)", "norms": "Score norm σ‖s(x, σ)‖/√d"}
         shown = [kind for kind in kinds if kind in profiles[LEARNT]]
@@ -205,7 +205,7 @@ class Outliers:
         return png(figure)
 
 
-def chosen(data: Dataset, count: int, *, seed: int, name: str) -> Tensor:
+def choose_images(data: Dataset, count: int, *, seed: int, name: str) -> Tensor:
     """At most ``count`` images of a data set, uint8 (n, C, H, W), by (seed, name): files may come sorted by kind."""
     order = torch.randperm(data.count, generator=generator("cpu", seed, "outliers", name))
     return data.pixels(order[:count].sort().values.numpy())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ebm.evaluate.extractors import Extractor, Source
 from ebm.evaluate.quality import Comparison, features_of, statistics
-from ebm.evaluate.reference import ImageSet, keep, kept, of_dataset, read
+from ebm.evaluate.reference import ImageSet, dataset_images, load_features, read_image_set, save_features
 from launch.drawing.batches import Rows
 from launch.metrics.evaluation import Figures, Work
 
@@ -48,8 +48,8 @@ class Quality:
 
     def check(self, work: Work) -> None:
         """Raises ValueError or OSError for other weights or none, and for images that are too few or of another size."""
-        extractor = loaded(self.extractor, work)
-        images = image_set(self.reference, work)
+        extractor = load_extractor(self.extractor, work)
+        images = reference_images(self.reference, work)
         if images.shape != work.pipeline.shape:
             raise ValueError(f"reference: images of {images.shape} are not accepted; the run's are {work.pipeline.shape}")
         indices = self.indices(images)
@@ -58,7 +58,7 @@ class Quality:
 
     def inputs(self, work: Work) -> list[str]:
         """Hashes of the files that the figures depend on besides the model, which may change under their names."""
-        return [loaded(self.extractor, work).sha256, image_set(self.reference, work).sha256]
+        return [load_extractor(self.extractor, work).sha256, reference_images(self.reference, work).sha256]
 
     def indices(self, images: ImageSet) -> NDArray[np.int64]:
         """Which of the reference images are taken."""
@@ -69,8 +69,8 @@ class Quality:
 
     def __call__(self, work: Work) -> Figures | None:
         """Measures, on every process."""
-        extractor, samples = loaded(self.extractor, work), work.samples()
-        images = image_set(self.reference, work)
+        extractor, samples = load_extractor(self.extractor, work), work.samples()
+        images = reference_images(self.reference, work)
         indices = self.indices(images)
         reference = real_features(work, extractor, images, indices, batch=self.batch, cache=self.cache, seed=self.seed)
         sha256 = hashlib.sha256(samples.images.numpy().tobytes()).hexdigest()
@@ -97,21 +97,21 @@ class Quality:
         return Figures(values=values, measure=measure, details=details)
 
 
-def loaded(source: Source, work: Work) -> Extractor:
+def load_extractor(source: Source, work: Work) -> Extractor:
     """The network of an extractor's config, on this process's device."""
     return work.once(repr(source), lambda: source.load(work.world.device))
 
 
-def image_set(reference: str, work: Work) -> ImageSet:
+def reference_images(reference: str, work: Work) -> ImageSet:
     """The run's training images, its held-out ones, or those at a path; raises ValueError or OSError without them."""
     if reference == "train":
-        return of_dataset(work.train)
+        return dataset_images(work.train)
     if reference == "held_out":
         if work.held_out is None:
             raise ValueError("reference: 'held_out' is not accepted; the run has none, held_out=<file> gives some")
-        return of_dataset(work.held_out)
+        return dataset_images(work.held_out)
     try:
-        return work.once(f"images {reference}", lambda: read(reference, size=work.pipeline.shape[1]))
+        return work.once(f"images {reference}", lambda: read_image_set(reference, size=work.pipeline.shape[1]))
     except (ValueError, OSError) as error:
         raise type(error)(f"reference: {error}; train, held_out, or the path of a .beton, .npz or folder") from error
 
@@ -119,7 +119,7 @@ def image_set(reference: str, work: Work) -> ImageSet:
 def other_images(reference: str, work: Work) -> ImageSet | None:
     """Real images of the same kind as the reference that are none of it."""
     others = {"train": work.held_out, "held_out": work.train}.get(reference)
-    return None if others is None else of_dataset(others)
+    return None if others is None else dataset_images(others)
 
 
 def real_features(
@@ -133,7 +133,7 @@ def real_features(
     drawn = "" if count == images.count else f"-seed{seed}"
     place = Path(cache).expanduser() if cache else images.place
     path = place / f"{extractor.name}-{extractor.key}-{images.sha256[:12]}-n{count}{drawn}.npz"
-    found = kept(path, count=count)
+    found = load_features(path, count=count)
     if all(work.world.all_gather(found is not None)):
         assert found is not None
         return found
@@ -143,7 +143,7 @@ def real_features(
     if work.world.is_main:
         rows |= statistics(rows)
         try:
-            keep(path, rows)
+            save_features(path, rows)
         except OSError as error:
             print(f"{path}: can't be written ({error.strerror}); features of real images are not kept", flush=True)
     return rows

@@ -98,8 +98,8 @@ def check_sampler(text: str) -> None:
 def check_metrics(text: str) -> None:
     """Has the metrics asked for check all that they will check of the ``run`` when it is trained."""
     from launch.drawing.pipeline import Pipeline  # most studies measure nothing
-    from launch.metrics.chosen import chosen, named
     from launch.metrics.evaluation import Work
+    from launch.metrics.selection import naming_argument, select_metrics
 
     cfg, device = parsed(text), torch.device("cpu")
     asked, run = cfg.evaluation, cfg.run
@@ -111,8 +111,8 @@ def check_metrics(text: str) -> None:
                         seed=0, precision=Precision(name="fp32"), device=device)
     work = Work(pipeline=pipeline, world=World(rank=0, size=1, device=device), cfg=asked, run_config=run, train=train,
                 held_out=test, n=asked.n, batch=asked.batch, kept=KEPT.setdefault(train.shape, {}))
-    for name, metric in chosen(asked).items():
-        with drawing(), named(name, metric):
+    for name, metric in select_metrics(asked).items():
+        with drawing(), naming_argument(name, metric):
             metric.check(work)
 
 

@@ -13,9 +13,9 @@ from launch.config.build import build
 from launch.metrics.evaluation import Metric
 
 
-def chosen(cfg: DictConfig) -> dict[str, Metric]:
+def select_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """The metrics asked for, built; raises ValueError that names what is accepted."""
-    asked = plain_names(cfg)
+    asked = requested_names(cfg)
     figures = [name for name in asked if name in FIGURES]
     settings = OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor})
     if figures and "quality" not in asked:
@@ -25,7 +25,7 @@ def chosen(cfg: DictConfig) -> dict[str, Metric]:
 
 
 @contextlib.contextmanager
-def named(name: str, metric: Metric) -> Iterator[None]:
+def naming_argument(name: str, metric: Metric) -> Iterator[None]:
     """Context in which a refusal that begins with an argument of the metric begins with its place in the config."""
     try:
         yield
@@ -36,7 +36,7 @@ def named(name: str, metric: Metric) -> Iterator[None]:
         raise
 
 
-def plain_names(cfg: DictConfig) -> list[str]:
+def requested_names(cfg: DictConfig) -> list[str]:
     """The names in `metrics`."""
     asked = OmegaConf.to_container(cfg.metrics) if OmegaConf.is_list(cfg.metrics) else cfg.metrics
     accepted = [*map(str, cfg.metric), *FIGURES]
