@@ -25,7 +25,7 @@ from ebm.data import to_float
 from ebm.files import write_atomically
 from ebm.pictures import save_grid
 from ebm.train.metrics import read
-from launch.job.process import verdict
+from launch.job.process import leave_verdict
 from launch.run.folder import RunFolder
 from launch.study.point import Point, as_point, read_study
 
@@ -61,15 +61,15 @@ def main() -> None:
     options = parser.parse_args()
     try:
         study = read_study(options.folder)
-        rows = [row(point) for point in map(as_point, study["points"]) if point.kind == "sample"]
+        rows = [read_row(point) for point in map(as_point, study["points"]) if point.kind == "sample"]
         if not rows:
             raise ValueError(f"folder: {options.folder} has no samplings; python launch/status.py {options.folder} says why")
         if len({one["name"] for one in rows}) < len(rows):
             raise ValueError(f"folder: {options.folder} has several runs of one form; the page is of one of each")
-        text = page(rows, study)
+        text = page_text(rows, study)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        verdict("failed")  # as a job, it would end so again
+        leave_verdict("failed")  # as a job, it would end so again
         sys.exit(2)
     folder = options.out / "energy_vs_score"
     for one in rows:
@@ -79,7 +79,7 @@ def main() -> None:
     print(f"written: {options.out / 'energy_vs_score.md'}")
 
 
-def row(point: Point) -> dict[str, Any]:
+def read_row(point: Point) -> dict[str, Any]:
     """One form of the model: what its training left and what was measured on its samples; ValueError if it is missing."""
     run = point.folder.parents[1]
     past = list(read(RunFolder(run).metrics_file))
@@ -103,7 +103,7 @@ def row(point: Point) -> dict[str, Any]:
         "data": config.data.train, "seconds": protocol["seconds"] / protocol["n"], "nfe": protocol["nfe"]}
 
 
-def page(rows: list[dict[str, Any]], study: dict[str, Any]) -> str:
+def page_text(rows: list[dict[str, Any]], study: dict[str, Any]) -> str:
     """The page in Markdown."""
     first = rows[0]
     measure = json.dumps(first["quality"]["measure"], default=str)
@@ -114,11 +114,11 @@ def page(rows: list[dict[str, Any]], study: dict[str, Any]) -> str:
         command=" ".join(study["command"]), date=time.strftime("%Y-%m-%d"), torch=torch.__version__, device=first["device"],
         machine=f"{platform.machine()}, {os.cpu_count()} cores", data=first["data"], images=first["images"],
         processes="one process" if first["processes"] == 1 else f"{first['processes']} processes",
-        samples=first["protocol"]["n"], sampler=first["protocol"]["sampler"], table=table(rows), pictures=pictures,
+        samples=first["protocol"]["n"], sampler=first["protocol"]["sampler"], table=table_text(rows), pictures=pictures,
         notes=NOTES.format(held_out=f"{first['counted']:,} held-out images", nfe=first["nfe"], measure=f"`{measure}`"))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table_text(rows: list[dict[str, Any]]) -> str:
     """The forms side by side."""
     score = next((one for one in rows if one["name"] == "score"), rows[-1])
     names = [name for name in score["quality"]["values"] if not name.endswith("_stderr")]

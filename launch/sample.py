@@ -24,10 +24,10 @@ from launch.config.build import place, plain
 from launch.drawing.sampling import agreed, drawn_aside, gathered, prepare
 from launch.drawing.task import assigned
 from launch.entry import run
-from launch.job.faults import checking, recorded
+from launch.job.faults import checking, record_failures
 from launch.job.preflight import processes
 from launch.job.process import STOP_SIGNALS
-from launch.tracking.track import publish, tracked
+from launch.tracking.track import publish, tracking_of
 
 
 def main(cfg: DictConfig) -> None:
@@ -37,10 +37,10 @@ def main(cfg: DictConfig) -> None:
         with checking():
             place(cfg, "run")
             out = place(cfg, "out")
-        stack.enter_context(recorded(out))
+        stack.enter_context(record_failures(out))
         world = stack.enter_context(processes(cfg))
         with checking(world):
-            tracking = tracked(cfg)
+            tracking = tracking_of(cfg)
             artist, step = prepare(cfg, world)
             artist = assigned(cfg, artist, lambda other: prepare(other, world))
             parts = batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=world.rank, world=world.size)

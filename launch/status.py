@@ -41,24 +41,24 @@ def main() -> None:
     """Shows the table, or does what is asked; exits with 2 and one line on bad input."""
     options = arguments()
     try:
-        folder = options.folder or newest()
+        folder = options.folder or newest_study()
         study = read_study(folder)
         if options.cancel:
             cancel(folder, study)
         elif options.resubmit:
-            sys.exit(subprocess.run(again(folder, study), cwd=study["cwd"], check=False).returncode)
+            sys.exit(subprocess.run(resubmit_command(folder, study), cwd=study["cwd"], check=False).returncode)
         elif options.logs:
-            print(logs(folder, study, options.logs, options.lines))
+            print(log_ends(folder, study, options.logs, options.lines))
         elif options.watch:
-            with Live(table(folder, study), refresh_per_second=1, screen=Console().is_terminal) as live:
+            with Live(state_table(folder, study), refresh_per_second=1, screen=Console().is_terminal) as live:
                 while True:
                     time.sleep(options.watch)
                     try:
-                        live.update(table(folder, study))
+                        live.update(state_table(folder, study))
                     except OSError as error:  # a controller that is busy or restarts: the next time, perhaps
                         live.update(Text(str(error), style="yellow"))
         else:
-            Console(width=None if sys.stdout.isatty() else 200).print(table(folder, study))
+            Console(width=None if sys.stdout.isatty() else 200).print(state_table(folder, study))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -66,7 +66,7 @@ def main() -> None:
         pass
 
 
-def newest() -> Path:
+def newest_study() -> Path:
     """The study submitted last to the default store; raises FileNotFoundError where there is none."""
     studies = Path(OmegaConf.load(Path(__file__).parents[1] / "configs" / "sweep.yaml").store) / "studies"
     found = sorted(studies.glob("*/study.json"), key=lambda path: path.stat().st_mtime)
@@ -75,16 +75,16 @@ def newest() -> Path:
     return found[-1].parent
 
 
-def numbers(study: dict[str, Any]) -> list[str]:
+def job_numbers(study: dict[str, Any]) -> list[str]:
     """The jobs of SLURM that the study's points are, its own and those of others."""
     return [point["job"] for point in study["points"] if point["job"][:1].isdigit()]
 
 
-def table(folder: Path, study: dict[str, Any]) -> Group:
+def state_table(folder: Path, study: dict[str, Any]) -> Group:
     """Every point with its state, and below, why what failed has failed."""
     columns = ("#", "point", "job", "state", "step", "loss", "images/s", "restarts", "node", "time left")
     made = Table(*columns, title=f"{folder}  ({study['created']})", title_justify="left")
-    jobs = cluster.jobs(numbers(study)) if numbers(study) else {}
+    jobs = cluster.jobs(job_numbers(study)) if job_numbers(study) else {}
     notes: list[Text] = []
     for index, point in enumerate(study["points"]):
         job = jobs.get(point["job"]) or Job(state=here.state(folder, as_point(point), point["job"]))
@@ -97,7 +97,7 @@ def table(folder: Path, study: dict[str, Any]) -> Group:
         made.add_row(str(index), name, point["job"], Text(state, style=COLOURS.get(state, "")),
                      f"{step:,} of {point['steps']:,}" if point["kind"] == "train" else "",
                      f"{last['loss']:.4f}" if last.get("loss") is not None else "", f"{speed:,.0f}" if speed else "",
-                     str(job.restarts or ""), job.node, clock(left) if left and not job.over else "")
+                     str(job.restarts or ""), job.node, clock_text(left) if left and not job.over else "")
         if why := explain(folder, point, job):
             notes.append(Text(f"{index} {name.strip()}: {why}", style="red" if job.over else "yellow"))
     return Group(made, *notes)
@@ -110,17 +110,17 @@ def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
     if job.state not in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"):
         return ""
     why = as_point(point).reason() or f"exit code {job.code}"
-    lines = [line for path in logfiles(folder, point, why) for line in tail(path, 3)]
+    lines = [line for path in error_logs(folder, point, why) for line in tail(path, 3)]
     return "\n    ".join([why, *lines])
 
 
-def logfiles(folder: Path, point: dict[str, Any], why: str) -> list[Path]:
+def error_logs(folder: Path, point: dict[str, Any], why: str) -> list[Path]:
     """The error log of the rank that a reason names, else of rank 0."""
     rank = why.split()[1] if why.startswith("rank ") else "0"
     return sorted((folder / "logs").glob(f"{point['job'].removeprefix(here.LOCAL)}_{rank}_log.err"))
 
 
-def logs(folder: Path, study: dict[str, Any], which: str, count: int) -> str:
+def log_ends(folder: Path, study: dict[str, Any], which: str, count: int) -> str:
     """The ends of all logs of one point; raises ValueError where there is none of that name."""
     found = [point for index, point in enumerate(study["points"])
              if which in (str(index), point["job"], point["label"])]
@@ -131,20 +131,21 @@ def logs(folder: Path, study: dict[str, Any], which: str, count: int) -> str:
     return "\n".join(f"== {path}\n" + "\n".join(tail(path, count)) for path in paths) or "no logs yet"
 
 
-def clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}"
 
 
 def cancel(folder: Path, study: dict[str, Any]) -> None:
     """Ends the study's jobs that still wait or run."""
-    alive = [number for number, job in cluster.jobs(numbers(study)).items() if not job.over and number in numbers(study)]
+    own = job_numbers(study)
+    alive = [number for number, job in cluster.jobs(own).items() if not job.over and number in own]
     if alive:
         cluster.ask("scancel", *alive)
     print(f"{len(alive) + here.cancel(folder)} jobs cancelled")
 
 
-def again(folder: Path, study: dict[str, Any]) -> list[str]:
+def resubmit_command(folder: Path, study: dict[str, Any]) -> list[str]:
     """The command that queues what is missing, with the study's own points and code, and the cluster's settings as they are
     now."""
     entry = str(Path(__file__).with_name("sweep.py"))

@@ -29,65 +29,65 @@ from launch.config.build import place
 from launch.config.settings import setting
 from launch.entry import run
 from launch.job.clock import Start
-from launch.job.faults import checking, recorded, refuse, watchdog
-from launch.job.preflight import fit, preflight, processes, readable
-from launch.job.process import STOP_SIGNALS, node, number, verdict
+from launch.job.faults import checking, record_failures, refuse, watchdog
+from launch.job.preflight import check_data, check_devices, check_node, processes
+from launch.job.process import STOP_SIGNALS, job_number, leave_verdict, node_name
 from launch.run.folder import RunFolder
-from launch.run.make import batches, datasets, make_trainer, resolved
+from launch.run.make import make_batches, make_trainer, open_datasets, resolve
 from launch.run.version import version
-from launch.tracking.track import mirrored, tracked
+from launch.tracking.track import mirroring, tracking_of
 
 
 def main(cfg: DictConfig) -> None:
     """Trains one run to its end, or to the next step after a signal asks it to stop."""
-    asked = listen()
+    asked = catch_stops()
     start = Start()
     start.ended("imports")
     with contextlib.ExitStack() as stack:
         with checking():
             folder = RunFolder(place(cfg, "run"))
-        stack.enter_context(recorded(folder.path))
+        stack.enter_context(record_failures(folder.path))
         world = stack.enter_context(processes(cfg))
         start.ended("process group")
         with checking(world):
-            cfg = resolved(cfg, world, before=folder.precision())
+            cfg = resolve(cfg, world, before=folder.precision())
             images = place(cfg, "data.train")
             limits = {name: setting(cfg, f"preflight.{name}") for name in ("disk_gb", "write_mb_s")}
             memory_gb = setting(cfg, "preflight.memory_gb")
         cfg.precision = world.share(cfg.precision)  # of several kinds of node, one choice
         with checking():  # it asks every process itself
-            fit(world, memory_gb=memory_gb)
-            readable(world, images)
+            check_devices(world, memory_gb=memory_gb)
+            check_data(world, images)
         with checking(world):
-            train, test = datasets(cfg)
+            train, test = open_datasets(cfg)
             cfg.data.sha256, cfg.data.shape = train.manifest.sha256, list(train.shape)  # what the run is a function of
             trainer = make_trainer(cfg, world, folder, train, test)
             trainer.stop_asked = lambda: bool(asked)
-            tracking = tracked(cfg)
+            tracking = tracking_of(cfg)
             hang = setting(cfg, "hang_seconds")
-            batches(cfg, trainer, train)  # checks its values
+            make_batches(cfg, trainer, train)  # checks its values
         start.ended("data and model")
         with checking():
-            preflight(world, folder=folder.path, **limits)
+            check_node(world, folder=folder.path, **limits)
         start.ended("preflight")
         with checking(world):
-            path = begin(cfg, folder, stack, steps=trainer.budget.steps) if world.is_main else None
+            path = claim(cfg, folder, stack, steps=trainer.budget.steps) if world.is_main else None
         path = world.share(path)
         with checking(world):
             resume(trainer, folder, path)
         start.ended("checkpoint")
         if world.is_main:
             name = folder.path.resolve().name
-            mirror = stack.enter_context(mirrored(tracking, folder=folder.path, name=name, kind="train", config=cfg))
+            mirror = stack.enter_context(mirroring(tracking, folder=folder.path, name=name, kind="train", config=cfg))
         beat = stack.enter_context(watchdog(folder.path, hang))
         metrics, begun = Metrics(folder.metrics_file), trainer.step
         trainer.alive = first_steps(beat, start, trainer, metrics)
         try:
-            done = trainer.fit(batches(cfg, trainer, train))
+            done = trainer.fit(make_batches(cfg, trainer, train))
         except NonFiniteError as error:  # of the sum of all processes, so that all end so
             refuse(str(error), code=1, world=world)
         except NotRecordableError as error:  # of this process alone: another's GPU may have more memory
-            refuse(f"rank {world.rank} on {node()}: {error}", code=1, alone=True)
+            refuse(f"rank {world.rank} on {node_name()}: {error}", code=1, alone=True)
         # As a shell reports a signal, so that what was to follow the training does not.
         how, code = ("trained", 0) if done else ("stopped", 128 + (asked or [signal.SIGTERM])[-1])
         if world.is_main:
@@ -95,7 +95,7 @@ def main(cfg: DictConfig) -> None:
                 metrics.write("end", step=trainer.step, images=trainer.images, how=how)
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
             if not done:
-                verdict("again")
+                leave_verdict("again")
                 mirror.end(how, code=code)
         world.everyone(None)  # nobody leaves before rank 0 has done all that: the first to leave ends all
     if code:
@@ -112,14 +112,14 @@ def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metric
             return
         start.ended("first batch" if trainer.step == begun else "first step")
         if "first step" in start.parts and trainer.world.is_main:
-            metrics.write("start", step=begun, images=begun * trainer.budget.batch, processes=trainer.world.size, node=node(),
-                          device=device_name(trainer.world.device), job=number(), version=code,
+            metrics.write("start", step=begun, images=begun * trainer.budget.batch, processes=trainer.world.size,
+                          node=node_name(), device=device_name(trainer.world.device), job=job_number(), version=code,
                           seconds=round(start.last, 2), **start.parts)
 
     return alive
 
 
-def listen() -> list[int]:
+def catch_stops() -> list[int]:
     """The signals that have asked this process to stop, as they come; a second Ctrl-C ends it at once."""
     asked: list[int] = []
 
@@ -137,7 +137,7 @@ def listen() -> list[int]:
     return asked
 
 
-def begin(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, steps: int) -> Path | None:
+def claim(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, steps: int) -> Path | None:
     """Makes the folder this run's own, as long as ``stack`` lasts; path of the checkpoint to go on from, if there is one.
 
     Rank 0 alone does this.

@@ -121,12 +121,12 @@ def test_curves_are_drawn_against_images_under_the_names_that_the_mirror_logs() 
     assert {panel["xAxis"] for panel in drawn} == {"images"}
     named = {name for panel in drawn for name in panel.get("metrics", [])}
     assert {"train/loss", "held_out/loss"} <= named
-    from launch.tracking.history import rows
+    from launch.tracking.history import values_of
 
     records = [{"event": "calibration", "sigma": 0.5, "explained": 0.1, "slope": 1.0, "gain": 0.2, "step": 1, "images": 8},
                {"event": "loss_by_sigma", "sigma": 0.5, "loss": 1.0, "share": 0.1, "step": 1, "images": 8},
                {"event": "energy", "at": "data", "sigma": 0.5, "mean": 1.0, "std": 0.1, "step": 1, "images": 8}]
-    logged = [name for record in records for name in rows(record)]
+    logged = [name for record in records for name in values_of(record)]
     patterns = [panel["metricRegex"] for panel in drawn if panel.get("metricRegex")]
     assert len(patterns) == 5
     for pattern in patterns:

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, Command
 from test_study import without_sampler
 
-from launch.job.process import newest as newest_step
+from launch.job.process import newest_step as newest_step
 
 
 @pytest.fixture

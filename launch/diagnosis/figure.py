@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#ce7b00", "#2e8b57", "#b22222", "#8
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Tell]:
+def progress_bars() -> Iterator[Tell]:
     """A bar on the terminal for each part of the work."""
     with Progress(TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed:.0f}"), TimeElapsedColumn(),
                   console=Console(stderr=True)) as bars:
@@ -38,7 +38,7 @@ def progress() -> Iterator[Tell]:
         yield tell
 
 
-def show(content: dict[str, Any], text: str, folder: Path) -> None:
+def print_diagnosis(content: dict[str, Any], text: str, folder: Path) -> None:
     """Prints tables and the paragraph."""
     console = Console()
     for table in (calibration_table(content), step_table(content), finding_table(content)):
@@ -52,7 +52,7 @@ def calibration_table(content: dict[str, Any]) -> Table:
     """The score, level by level."""
     table = Table("σ", "explained", "a Gaussian's", "slope", "trusted", title="Is the score calibrated?", box=SIMPLE_HEAD)
     for row in content["calibration"]:
-        table.add_row(f"{row['sigma']:.3g}", number(row["explained"]), number(row["gaussian"]), number(row["slope"]),
+        table.add_row(f"{row['sigma']:.3g}", *(short_number(row[name]) for name in ("explained", "gaussian", "slope")),
                       "yes" if row["trusted"] else "no")
     return table
 
@@ -64,9 +64,9 @@ def step_table(content: dict[str, Any]) -> Table:
     steps = content["steps"]
     for index in sorted({round(i * (len(steps) - 1) / 11) for i in range(12)}):
         s = steps[index]
-        table.add_row(str(s["index"]), *(number(s[name]) for name in (
+        table.add_row(str(s["index"]), *(short_number(s[name]) for name in (
             "sigma", "drift", "noise_size", "temperature", "moved", "energy")), f"{s['clamped']:.0%}",
-            number(s["distance"]), number(s["noise"]))
+            short_number(s["distance"]), short_number(s["noise"]))
     return table
 
 
@@ -82,14 +82,14 @@ def finding_table(content: dict[str, Any]) -> Table:
     return table
 
 
-def number(value: float | None) -> str:
+def short_number(value: float | None) -> str:
     """Three digits, few characters, or a dash for none."""
     if value is None:
         return "–"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
 
 
-def draw(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, path: Path) -> None:
+def draw_figure(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, path: Path) -> None:
     """Writes the figure."""
     figure = plt.figure(figsize=(13, 7.6), layout="constrained")
     rows = figure.add_gridspec(2, 1, height_ratios=[1, 0.95])

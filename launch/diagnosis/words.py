@@ -13,15 +13,16 @@ from ebm.diagnose.plan import start_of
 from ebm.files import write_atomically
 
 
-def record(before: Diagnosis, after: Diagnosis | None, *, about: dict[str, Any], training: list[Finding]) -> dict[str, Any]:
+def diagnosis_record(before: Diagnosis, after: Diagnosis | None, *, about: dict[str, Any],
+                     training: list[Finding]) -> dict[str, Any]:
     """What `diagnosis.json` holds; ``training`` are findings about the run, not the sampler."""
     return {
-        **about, **part(before), "run_findings": [dataclasses.asdict(one) for one in training],
-        "after": part(after) if after is not None else None,
+        **about, **sampler_record(before), "run_findings": [dataclasses.asdict(one) for one in training],
+        "after": sampler_record(after) if after is not None else None,
     }
 
 
-def part(diagnosis: Diagnosis) -> dict[str, Any]:
+def sampler_record(diagnosis: Diagnosis) -> dict[str, Any]:
     """One sampler's share of the record."""
     facts, cure = diagnosis.facts, diagnosis.prescription
     trusted, last = facts.trusted, facts.path.records[-1]
@@ -57,7 +58,7 @@ def plain_numbers(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def words(content: dict[str, Any]) -> str:
+def paragraph(content: dict[str, Any]) -> str:
     """The paragraph."""
     said = [f"Verdict on {content['sampler']}: {', '.join(content['verdicts'])}."]
     said += [f"{capital(finding['name'])}: {finding['words']}." for finding in [*content["findings"], *content["run_findings"]]]
@@ -79,11 +80,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def write(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, *, folder: Path) -> None:
+def write_diagnosis(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, *, folder: Path) -> None:
     """Writes diagnosis.json, diagnosis.txt and diagnosis.png into ``folder``."""
-    from launch.diagnosis.figure import draw  # needs matplotlib
+    from launch.diagnosis.figure import draw_figure  # needs matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    write_atomically(folder / "diagnosis.txt", (words(content) + "\n").encode())
-    draw(content, before, after, folder / "diagnosis.png")
+    write_atomically(folder / "diagnosis.txt", (paragraph(content) + "\n").encode())
+    draw_figure(content, before, after, folder / "diagnosis.png")

@@ -26,7 +26,7 @@ from launch.config.settings import precision
 from launch.drawing.artist import Artist, Drawn, collect, put_aside
 from launch.drawing.commission import Commission
 from launch.run.folder import RunFolder
-from launch.run.make import restored
+from launch.run.make import load_model
 from launch.run.version import version
 
 
@@ -34,7 +34,7 @@ def prepare(cfg: DictConfig, world: World) -> tuple[Artist, int]:
     """All that the images are a function of, checked, and the step of the checkpoint they come from."""
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
-    model, checkpoint, step = restored(folder, checkpoint=plain(cfg, "checkpoint", str), ema=plain(cfg, "ema", int),
+    model, checkpoint, step = load_model(folder, checkpoint=plain(cfg, "checkpoint", str), ema=plain(cfg, "ema", int),
                                        device=world.device)
     artist = Artist(
         model=model, sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),

@@ -15,7 +15,7 @@ from ebm.data import Dataset
 from ebm.train.distributed import MissingPeersError, World, join
 from launch.config.settings import setting
 from launch.job.faults import checking
-from launch.job.process import node, verdict
+from launch.job.process import leave_verdict, node_name
 
 PROBE = 4 << 20  # bytes written to measure the speed of the run's disk
 GRACE = 5.0  # seconds in which rank 0 can say which processes are missing, before another says only that some are
@@ -44,8 +44,8 @@ def meeting(device: str) -> Iterator[None]:
         count = torch.cuda.device_count()
         one_each = count == 1 and "SLURM_STEP_GPUS" in os.environ  # each process sees its own alone
         if count < min(given, wanted) and not one_each:
-            verdict(f"avoid {node()}")
-            raise NodeFaultError(f"node {node()}: SLURM gives this job {given} GPUs, and PyTorch finds {count}; "
+            leave_verdict(f"avoid {node_name()}")
+            raise NodeFaultError(f"node {node_name()}: SLURM gives this job {given} GPUs, and PyTorch finds {count}; "
                                  "device=cpu does without")
     try:
         yield
@@ -54,36 +54,36 @@ def meeting(device: str) -> Iterator[None]:
         missing = sorted({nodes[rank // here] for rank in error.ranks if rank // here < len(nodes)})
         if os.environ["RANK"] != "0":  # the one that can't be reached may be this: rank 0, if it is there, has the first word
             time.sleep(GRACE)
-            verdict("again")
+            leave_verdict("again")
         elif missing:  # it knows who has come
             # Where nobody else has come, and there are several others, the node that is cut off is this one.
-            verdict(f"avoid {' '.join([node()] if 1 < len(nodes) - 1 == len(missing) else missing)}")
-        where = f" (node {', '.join(missing)}; seen from node {node()})" if missing else ""
+            leave_verdict(f"avoid {' '.join([node_name()] if 1 < len(nodes) - 1 == len(missing) else missing)}")
+        where = f" (node {', '.join(missing)}; seen from node {node_name()})" if missing else ""
         raise OSError(f"peers_seconds: {error}{where}") from error
 
 
-def fit(world: World, *, memory_gb: float) -> None:
+def check_devices(world: World, *, memory_gb: float) -> None:
     """Raises NodeFaultError on every process, naming node and fault, where the device of any computes wrongly or has less than
     ``memory_gb`` free."""
-    everywhere(world, lambda: check_device(world.device, memory_gb))
+    check_everywhere(world, lambda: check_device(world.device, memory_gb))
 
 
-def preflight(world: World, *, folder: Path, disk_gb: float, write_mb_s: float) -> None:
+def check_node(world: World, *, folder: Path, disk_gb: float, write_mb_s: float) -> None:
     """Raises NodeFaultError on every process, naming node and fault, where any process finds one: ``disk_gb`` of the run's
     folder must be free, ``write_mb_s`` written per second, and the processes' sums right."""
-    everywhere(world, lambda: check_disk(folder, disk_gb, write_mb_s))
+    check_everywhere(world, lambda: check_disk(folder, disk_gb, write_mb_s))
     if int(world.sum(torch.ones((), device=world.device))) != world.size:  # over the network of the gradients
-        raise NodeFaultError(f"node {node()}: a sum over all processes is wrong")
+        raise NodeFaultError(f"node {node_name()}: a sum over all processes is wrong")
 
 
-def readable(world: World, data: Path) -> None:
+def check_data(world: World, data: Path) -> None:
     """Raises NodeFaultError where a process of a study's job can't open the data: the study was refused where nobody
     could, so it is this node that can't."""
     if "EBM_JOB" in os.environ:
-        everywhere(world, lambda: Dataset.open(data))
+        check_everywhere(world, lambda: Dataset.open(data))
 
 
-def everywhere(world: World, *checks: Callable[[], object]) -> None:
+def check_everywhere(world: World, *checks: Callable[[], object]) -> None:
     """Makes the checks on every process; where any of them raises on any, NodeFaultError on all, and those nodes avoided."""
     fault = ""
     try:
@@ -91,9 +91,9 @@ def everywhere(world: World, *checks: Callable[[], object]) -> None:
             check()
     except (OSError, RuntimeError, ValueError) as error:
         fault = " ".join(str(error).split()) or repr(error)
-    found = [(where, what) for where, what in world.everyone((node(), fault)) if what]
+    found = [(where, what) for where, what in world.everyone((node_name(), fault)) if what]
     if found:
-        verdict("avoid " + " ".join(sorted({where for where, _ in found})))
+        leave_verdict("avoid " + " ".join(sorted({where for where, _ in found})))
         raise NodeFaultError("; ".join(sorted({f"node {where}: {what}" for where, what in found})))
 
 
@@ -113,7 +113,7 @@ def check_disk(folder: Path, disk_gb: float, write_mb_s: float) -> None:
     free = shutil.disk_usage(folder).free / 2**30
     if free < disk_gb:
         raise OSError(f"{folder} has {free:.2f} GB of free space, preflight.disk_gb asks for {disk_gb}")
-    probe, began = folder / f".probe-{node()}-{os.getpid()}", time.perf_counter()
+    probe, began = folder / f".probe-{node_name()}-{os.getpid()}", time.perf_counter()
     try:
         with open(probe, "wb") as file:
             file.write(bytes(PROBE))

@@ -63,18 +63,18 @@ def address(node: str) -> str:
     return node
 
 
-def node() -> str:
+def node_name() -> str:
     """This node's name as SLURM has it, else the machine's."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def newest(run: Path) -> int:
+def newest_step(run: Path) -> int:
     """The step of a run's newest checkpoint, 0 where there is none; its bytes are not looked at."""
     names = (re.match(r"step-(\d{9})-", path.name) for path in (run / "checkpoints").glob("step-*.pt"))
     return max((int(match[1]) for match in names if match), default=0)
 
 
-def number() -> str:
+def job_number() -> str:
     """This job's number as SLURM's commands take it: an array's last element shares its plain one with the whole array."""
     env = os.environ
     if "SLURM_ARRAY_JOB_ID" in env:
@@ -82,14 +82,14 @@ def number() -> str:
     return env.get("SLURM_JOB_ID", "")
 
 
-def start() -> str:
+def start_name() -> str:
     """A name of this start of the job: another after every requeue."""
     if "SLURM_JOB_ID" in os.environ:
-        return f"{number()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        return f"{job_number()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return os.environ.get("TORCHELASTIC_RUN_ID") or f"process {os.getpid()}"
 
 
-def verdict(text: str) -> None:
+def leave_verdict(text: str) -> None:
     """Says how this start of a study's job ended: "failed", "again", or "avoid <node> …"; the first word counts."""
     if folder := os.environ.get("EBM_JOB"):
         with contextlib.suppress(FileExistsError), open(Path(folder) / "verdict", "x", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ebm.files import write_atomically
 from ebm.train.checkpoint import Checkpoints
-from launch.job.process import newest
+from launch.job.process import newest_step
 from launch.run.identity import difference
 
 
@@ -49,7 +49,7 @@ class RunFolder:
 
     def precision(self) -> str | None:
         """The precision in which the run was begun, None where it has no checkpoint yet."""
-        return str(self.config().precision) if self.config_file.exists() and newest(self.path) else None
+        return str(self.config().precision) if self.config_file.exists() and newest_step(self.path) else None
 
     def claim(self, config: DictConfig, *, steps: int) -> None:
         """Writes the config of a run of so many ``steps`` into the folder; raises ValueError where a checkpoint there is of
@@ -59,7 +59,7 @@ class RunFolder:
             if differing:
                 raise ValueError(f"run: {self.path} holds a checkpoint of another config: {'; '.join(differing)}; "
                                  "give the old values, choose another run=<folder>, or delete that one")
-            if (made := newest(self.path)) > steps:
+            if (made := newest_step(self.path)) > steps:
                 raise ValueError(f"budget.images: {config.budget.images} is not accepted; {self.path} has seen "
                                  f"{made * config.budget.batch} already: give more, or choose another run=<folder>")
         self.path.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from launch.config.settings import cuda_graph, optimizer, precision, rules, sett
 from launch.run.folder import RunFolder
 
 
-def resolved(cfg: DictConfig, world: World, *, before: str | None = None) -> DictConfig:
+def resolve(cfg: DictConfig, world: World, *, before: str | None = None) -> DictConfig:
     """The config with every reference followed, `precision=auto` decided, by what a run that goes on had ``before`` or else by
     the device, and without Hydra's own part."""
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -35,16 +35,16 @@ def resolved(cfg: DictConfig, world: World, *, before: str | None = None) -> Dic
     return OmegaConf.create({**container, "precision": precision(cfg, world.device, before=before)})
 
 
-def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
+def open_datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
     """The training images, and the held-out ones where there are any of the same size."""
-    train = opened(cfg, "data.train")
-    test = None if cfg.data.test is None else opened(cfg, "data.test")
+    train = open_dataset(cfg, "data.train")
+    test = None if cfg.data.test is None else open_dataset(cfg, "data.test")
     if test is not None and test.shape != train.shape:
         raise ValueError(f"data.test: images of {test.shape} are not accepted; those of data.train are {train.shape}")
     return train, test
 
 
-def opened(cfg: DictConfig, key: str) -> Dataset:
+def open_dataset(cfg: DictConfig, key: str) -> Dataset:
     """The data set at the place that a key names; raises ValueError, naming the key, where there is none."""
     path = place(cfg, key)
     with naming(f"{key}: ", OSError):
@@ -60,7 +60,7 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     return model.to(device)
 
 
-def restored(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.device) -> tuple[Preconditioned, str, int]:
+def load_model(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.device) -> tuple[Preconditioned, str, int]:
     """A trained model with its average number ``ema``, the name of its checkpoint ("newest", "best" or one's own) and its step.
 
     Raises FileNotFoundError where there is no such run or checkpoint, ValueError where that is damaged, has no such average or
@@ -101,7 +101,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
                           dataset=test, metrics=metrics, seed=cfg.seed, batch=cfg.preview.batch))
     peak = peak_of(world.device, precision=cfg.precision)
     log = Log(metrics=metrics, peak_rate=peak / flop_per_image(model, train.shape) if peak else None)
-    calibrated = calibration(cfg, test, metrics)
+    calibrated = make_calibration(cfg, test, metrics)
     with naming("budget."):
         budget.pieces(world.size)
     return Trainer(
@@ -117,7 +117,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     )
 
 
-def calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Calibrated | None:
+def make_calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Calibrated | None:
     """The doctor's part in training, where there are held-out images."""
     count, levels = setting(cfg, "diagnose.count"), setting(cfg, "diagnose.levels")
     if test is None:
@@ -125,7 +125,7 @@ def calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Cali
     return Calibrated(dataset=test, count=min(count, test.count), levels=levels, metrics=metrics, seed=cfg.seed)
 
 
-def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
+def make_batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
     """This process's batches from the step at hand."""
     flip, workers, resident_bytes = (setting(cfg, f"data.{name}") for name in ("flip", "workers", "resident_bytes"))
     batch, rank, world = trainer.budget.batch, trainer.world.rank, trainer.world.size

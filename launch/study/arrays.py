@@ -36,7 +36,7 @@ class Array:
         return f"array {arrays.index(self.on) + 1}, {which}"
 
 
-def plan(points: Sequence[Point], jobs: dict[Path, str], *, limit: int) -> list[Array]:
+def plan_arrays(points: Sequence[Point], jobs: dict[Path, str], *, limit: int) -> list[Array]:
     """The arrays of what is missing: runs in pieces of at most ``limit``, and for each sampler one array beside each."""
     missing = [point for point in points if not jobs[point.folder]]
     runs = [point for point in missing if point.kind == "train"]

@@ -18,9 +18,8 @@ from ebm.train.distributed import World, known_device
 from launch.config.build import build, naming, plain, seed
 from launch.config.settings import check_settings, precision
 from launch.job.faults import missing_value
-from launch.run.make import datasets
-from launch.run.make import opened as open_at
-from launch.tracking.track import tracked
+from launch.run.make import open_dataset, open_datasets
+from launch.tracking.track import tracking_of
 
 KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load for images of a shape, once for all points
 
@@ -41,55 +40,55 @@ def check(kind: str, text: str) -> tuple[str, int, int] | None:
 
 def check_run(text: str) -> tuple[str, int, int]:
     """SHA-256 of a run's data, number of its steps, and its batch."""
-    cfg = parsed(text)
-    tracked(cfg)
+    cfg = parse(text)
+    tracking_of(cfg)
     budget = check_settings(cfg)
     for part in ("schedule", "rate"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
-    data, _ = opened(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
+    data, _ = cached_datasets(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
     check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
     return data.manifest.sha256, budget.steps, budget.batch
 
 
 @functools.lru_cache(None)
-def opened(text: str) -> tuple[Dataset, Dataset | None]:
+def cached_datasets(text: str) -> tuple[Dataset, Dataset | None]:
     """The training images and the held-out ones, which fit them: each pair once, whatever the number of points."""
-    return datasets(parsed(text))
+    return open_datasets(parse(text))
 
 
 @functools.lru_cache(None)
 def build_once(name: str, text: str) -> None:
     """Builds a part of a config, to see whether it can be."""
-    build(parsed(text), key=name)
+    build(parse(text), key=name)
 
 
 @functools.lru_cache(None)
-def on_meta(text: str) -> Preconditioned:
+def build_on_meta(text: str) -> Preconditioned:
     """A model without memory or time of its own."""
     with torch.device("meta"):
-        model: Preconditioned = build(parsed(text), key="model")
+        model: Preconditioned = build(parse(text), key="model")
     return model
 
 
 @functools.lru_cache(None)
 def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
     """Holds a model against the images' shape and what is to train it, once for all points that have it."""
-    model = on_meta(text)
+    model = build_on_meta(text)
     check_shapes(model, shape)
-    build(parsed(objective), key="objective").check(model, shape)
+    build(parse(objective), key="objective").check(model, shape)
 
 
 @functools.lru_cache(None)
 def check_sampler(text: str) -> None:
     """Builds a sampler and begins a trajectory, which is when samplers check their values and their model."""
-    cfg = parsed(text)
+    cfg = parse(text)
     with naming("sample."):
         seed(cfg)
         batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=0, world=1)  # checks its values
         plain(cfg, "ema", int, least=0, most=cfg.averages - 1)
         precision(cfg, torch.device("cpu"))
         known_device(cfg.device)
-    model, sampler = on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
+    model, sampler = build_on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
     with naming("sampler."):
         trajectory(model, sampler, shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))
 
@@ -101,23 +100,23 @@ def check_metrics(text: str) -> None:
     from launch.metrics.chosen import chosen, named
     from launch.metrics.evaluation import Work
 
-    cfg, device = parsed(text), torch.device("cpu")
+    cfg, device = parse(text), torch.device("cpu")
     asked, run = cfg.evaluation, cfg.run
-    train, test = opened(OmegaConf.to_yaml({"data": {"train": run.data.train, "test": run.data.test}}))
-    train = train if asked.train is None else open_at(asked, "train")
-    test = test if asked.held_out is None else open_at(asked, "held_out")
+    train, test = cached_datasets(OmegaConf.to_yaml({"data": {"train": run.data.train, "test": run.data.test}}))
+    train = train if asked.train is None else open_dataset(asked, "train")
+    test = test if asked.held_out is None else open_dataset(asked, "held_out")
     # One that draws nothing, so that samplers and seeds, of which nothing here depends, are not checked again and again.
-    artist = Artist(model=on_meta(OmegaConf.to_yaml(run.model)), sampler=lambda *_, **__: iter(()), shape=train.shape, seed=0,
-                    precision=Precision(name="fp32"), device=device)
+    artist = Artist(model=build_on_meta(OmegaConf.to_yaml(run.model)), sampler=lambda *_, **__: iter(()), shape=train.shape,
+                    seed=0, precision=Precision(name="fp32"), device=device)
     work = Work(artist=artist, world=World(rank=0, size=1, device=device), cfg=asked, config=run, train=train, held_out=test,
                 n=asked.n, batch=asked.batch, step=0, checkpoint="", kept=KEPT.setdefault(train.shape, {}))
     for name, metric in chosen(asked).items():
-        with drawing(), named(name, metric):
+        with naming_samples(), named(name, metric):
             metric.check(work)
 
 
 @contextlib.contextmanager
-def drawing() -> Iterator[None]:
+def naming_samples() -> Iterator[None]:
     """Context in which a refusal of what is drawn begins with its place in a study's config."""
     try:
         yield
@@ -126,7 +125,7 @@ def drawing() -> Iterator[None]:
         raise ValueError(f"sample.{error}" if own else str(error)) from error
 
 
-def parsed(text: str) -> DictConfig:
+def parse(text: str) -> DictConfig:
     """A config from YAML."""
     cfg = OmegaConf.create(text)
     assert isinstance(cfg, DictConfig)

@@ -35,19 +35,19 @@ def split(overrides: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             raise ValueError(f"{override}: a study names its runs itself, in store=; leave run= out")
         if name.startswith("track"):  # of both
             sample[name] = override
-        part = sample if re.match(r"sample\.|sampler($|[./])", name) or measures(override) else train
+        part = sample if re.match(r"sample\.|sampler($|[./])", name) or is_measuring(override) else train
         part.pop(name, None)
         if not re.fullmatch(r"sample\.\w+=null", override):  # what stands in sample.yaml
             part[name] = override.removeprefix("sample.")
     return tuple(train.values()), tuple(sample.values())
 
 
-def measures(override: str) -> bool:
+def is_measuring(override: str) -> bool:
     """Whether an override says what is measured on samples, and not how they are drawn."""
     return re.match(r"metrics$|metric\.|extractor($|\.)", key(override)) is not None
 
 
-def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[str]], DictConfig],
+def make_points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[str]], DictConfig],
            check: Callable[[str, str], Any], store: Path, code: str, sampling: Mapping[Any, Any]) -> list[Point]:
     """The points of a multirun, each training once, each checked; raises ValueError where a run can't be made of one."""
     trained: dict[tuple[str, ...], Point] = {}
@@ -55,7 +55,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
     found: dict[Path, Point] = {}
     composed = functools.lru_cache(None)(lambda entry, sample: compose(entry, ["run=x", *sample]))
     parts = [split(overrides) for overrides in jobs]
-    names = varying([train for train, _ in parts]), varying([sample for _, sample in parts])
+    names = varying_keys([train for train, _ in parts]), varying_keys([sample for _, sample in parts])
     for train, sample in tqdm(parts, desc="checking", unit="point", disable=len(parts) < 20 or None):
         if train not in trained:
             cfg = compose("train", ["run=x", *train])
@@ -72,21 +72,21 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
             sample, shown = tuple({key(one): one for one in (*brought, *sample)}.values()), (experiment, *sample)
         given = {key(override) for override in sample}
         full = (*sample, *(f"{name}={value}" for name, value in sampling.items() if value is not None and name not in given))
-        drawing, measured = tuple(one for one in full if not measures(one)), any(key(one) == "metrics" for one in full)
+        drawing, measured = tuple(one for one in full if not is_measuring(one)), any(key(one) == "metrics" for one in full)
         if len(drawing) < len(full) and not measured:
             raise ValueError("metrics: nothing is not accepted beside settings of metrics; metrics=[quality] measures by one")
         if measured:  # samples are drawn to be measured, as many as that asks for
             evaluation = composed("evaluate", full)
             measuring = OmegaConf.masked_copy(evaluation, MEASURING)
             check("evaluate", OmegaConf.to_yaml(OmegaConf.create({"evaluation": measuring, "run": configs[train]})))
-            full = (*full, f"label={digest(asked(evaluation))[:8]}")
+            full = (*full, f"label={sha256_of(config_text(evaluation))[:8]}")
             drawing += tuple(f"{name}={evaluation[name]}" for name in ("n", "batch") if name not in {*map(key, drawing)})
         settings = composed("sample", drawing)
         drawn = OmegaConf.masked_copy(settings, ["sampler", "n", "batch", "seed", "ema", "precision", "device"])
         of = {name: configs[train][name] for name in ("model", "averages")}
         check("sample", OmegaConf.to_yaml(OmegaConf.merge(drawn, of)))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
-        folder = point.folder / "samples" / f"{plain_name(choice)}-{digest(asked(settings))[:8]}"
+        folder = point.folder / "samples" / f"{plain_name(choice)}-{sha256_of(config_text(settings))[:8]}"
         made = Point("sample", label(shown, names[1] | {"sampler", "experiment"}), folder, full, of=point)
         if measured and found.setdefault(folder, made).overrides != full:
             raise ValueError(f"metrics: {made.label} would have the same samples measured in two ways; make a study of each")
@@ -94,7 +94,7 @@ def points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequence[st
     return list(found.values())
 
 
-def asked(cfg: DictConfig) -> str:
+def config_text(cfg: DictConfig) -> str:
     """A config as text, less how it is watched."""
     return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "track"]))
 
@@ -106,7 +106,7 @@ def run_name(overrides: tuple[str, ...], cfg: DictConfig, *, sha256: str, code: 
     chosen = {key(one): one.split("=", 1)[1] for one in overrides if key(one) in ("model", "schedule")}
     parts = [chosen[name] for name in ("model", "schedule") if name in chosen]  # in this order, whatever the command line's
     words = [plain_name(word) for word in (str(cfg.data.name), *parts, f"seed{cfg.seed}")]
-    return "-".join([*words, digest(json.dumps([what, sha256, code], sort_keys=True, default=str))[:12]])
+    return "-".join([*words, sha256_of(json.dumps([what, sha256, code], sort_keys=True, default=str))[:12]])
 
 
 def sampler_of(name: str) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def sampler_of(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def varying(parts: Sequence[tuple[str, ...]]) -> set[str]:
+def varying_keys(parts: Sequence[tuple[str, ...]]) -> set[str]:
     """The keys that not all points have with the same value: what tells them apart."""
     values: dict[str, set[str]] = {}
     for overrides in parts:
@@ -146,6 +146,6 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
-def digest(text: str) -> str:
+def sha256_of(text: str) -> str:
     """SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()

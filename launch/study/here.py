@@ -74,7 +74,7 @@ class Life:
         os.kill(int(pid), number)
 
 
-def told(pid: int) -> str:
+def life_text(pid: int) -> str:
     """What `Life` says of a process."""
     return f"{pid} {socket.gethostname()}"
 
@@ -103,7 +103,7 @@ def cancel(folder: Path) -> int:
     return len(jobs)
 
 
-def here(study: Study) -> bool:
+def run_here(study: Study) -> bool:
     """Runs the points that are not done; says whether all have succeeded.
 
     Ctrl-C, SIGTERM and a shell that closes end what runs, which saves first, and then this process, by SystemExit.
@@ -116,10 +116,10 @@ def here(study: Study) -> bool:
           f"logs and state: python launch/status.py {os.path.relpath(study.folder)}", flush=True)
     study.jobs |= {point.folder: f"{LOCAL}{number}" for number, point in enumerate(study.points) if point in waiting}
     study.save()
-    with (Life.of(study.folder, STUDY).held() as file, stops() as asked,
+    with (Life.of(study.folder, STUDY).held() as file, catch_stops() as asked,
           tqdm(total=len(waiting), desc="study", unit="job") as bar):
-        print(told(os.getpid()), end="", file=file, flush=True)
-        failed = work(study, waiting, places, asked, bar)
+        print(life_text(os.getpid()), end="", file=file, flush=True)
+        failed = run_points(study, waiting, places, asked, bar)
     if asked:
         print(f"stopped; what is missing: python launch/status.py {os.path.relpath(study.folder)} --resubmit failed")
         raise SystemExit(128 + asked[0])
@@ -127,7 +127,7 @@ def here(study: Study) -> bool:
 
 
 @contextlib.contextmanager
-def stops() -> Iterator[list[int]]:
+def catch_stops() -> Iterator[list[int]]:
     """Context in which signals to stop only lengthen the list."""
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in STOPS}
@@ -141,7 +141,7 @@ def stops() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
-def work(study: Study, waiting: list[Point], places: list[int | None], asked: list[int], bar: Any) -> set[Path]:
+def run_points(study: Study, waiting: list[Point], places: list[int | None], asked: list[int], bar: Any) -> set[Path]:
     """Starts what waits wherever a place is free, until all is done or ``asked`` to stop; the folders of what has failed."""
     running: dict[int | None, tuple[Point, subprocess.Popen[bytes]]] = {}
     failed: set[Path] = set()
@@ -151,10 +151,10 @@ def work(study: Study, waiting: list[Point], places: list[int | None], asked: li
         for place, (point, process) in list(running.items()):
             if process.poll() is not None:
                 del running[place]
-                heard(bar.update)
+                tell(bar.update)
                 if not point.done() and not asked:
                     failed.add(point.folder)
-                    heard(bar.write, f"failed: {point.label}: {point.reason() or 'it left no word; see its log'}")
+                    tell(bar.write, f"failed: {point.label}: {point.reason() or 'it left no word; see its log'}")
         for place in [place for place in places if place not in running and not asked]:
             ready = next((p for p in waiting if p.of is None or p.of.done() or p.of.folder in failed), None)
             if ready is None:
@@ -162,21 +162,21 @@ def work(study: Study, waiting: list[Point], places: list[int | None], asked: li
             waiting.remove(ready)
             if ready.of is not None and not ready.of.done():
                 failed.add(ready.folder)
-                heard(bar.update)
+                tell(bar.update)
                 continue
-            running[place] = (ready, start(study, ready, place))
+            running[place] = (ready, start_point(study, ready, place))
         if len(asked) > passed:
             passed = len(asked)
             for _, process in running.values():  # a shell that closes sends SIGHUP twice: only Ctrl-C may be in a hurry
                 process.send_signal(signal.SIGKILL if asked.count(signal.SIGINT) > 1 else signal.SIGTERM)
-            heard(bar.write, "stopping: what runs saves first; Ctrl-C again ends it at once")
-        if (now := ", ".join(progress(point) for point, _ in running.values())) != shown:
-            heard(bar.set_postfix_str, shown := now)
+            tell(bar.write, "stopping: what runs saves first; Ctrl-C again ends it at once")
+        if (now := ", ".join(progress_text(point) for point, _ in running.values())) != shown:
+            tell(bar.set_postfix_str, shown := now)
         time.sleep(0.3)
     return failed
 
 
-def heard(say: Callable[..., object], *words: str) -> None:
+def tell(say: Callable[..., object], *words: str) -> None:
     """Says something; where nobody reads it, as in a terminal that is closed or a pipe that has ended, no more from here on."""
     try:
         say(*words)
@@ -185,11 +185,11 @@ def heard(say: Callable[..., object], *words: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
-def start(study: Study, point: Point, place: int | None) -> subprocess.Popen[bytes]:
+def start_point(study: Study, point: Point, place: int | None) -> subprocess.Popen[bytes]:
     """A point's process, on one GPU where there is one, with its output in the study's logs, as submitit names them."""
     number = study.jobs[point.folder].removeprefix(LOCAL)
     point.folder.mkdir(parents=True, exist_ok=True)  # where it leaves word if it fails
-    gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": visible(place)}
+    gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": visible_gpu(place)}
     command, log = study.task(point).command, str(study.folder / "logs" / f"{number}_0_log")
     with Life.of(study.folder, number).held() as file, open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
         out.write(f"{shlex.join(command)}\n".encode())
@@ -197,17 +197,17 @@ def start(study: Study, point: Point, place: int | None) -> subprocess.Popen[byt
         # A session of its own: Ctrl-C in the shell reaches it through this process alone, once.
         process = subprocess.Popen(command, env={**os.environ, **gpu, "EBM_STUDY": study.folder.name}, stdout=out, stderr=err,
                                    stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[file.fileno()])
-        print(told(process.pid), end="", file=file, flush=True)
+        print(life_text(process.pid), end="", file=file, flush=True)
     return process
 
 
-def visible(place: int) -> str:
+def visible_gpu(place: int) -> str:
     """A GPU's name for CUDA_VISIBLE_DEVICES, among those that this process may see."""
     mine = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return mine.split(",")[place].strip() if mine else str(place)
 
 
-def progress(point: Point) -> str:
+def progress_text(point: Point) -> str:
     """A running point in a few words."""
     step = last_record(point.folder / "metrics.jsonl").get("step") if point.kind == "train" else None
     return point.label if step is None else f"{point.label} {step:,} of {point.steps:,}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.job.process import newest
+from launch.job.process import newest_step
 
 TAIL = 32768  # bytes of a log's or a record's end that are read
 
@@ -34,7 +34,7 @@ class Point:
     def done(self) -> bool:
         """Whether its results are there."""
         if self.kind == "train":
-            return newest(self.folder) >= max(self.steps, 1)
+            return newest_step(self.folder) >= max(self.steps, 1)
         label = next((one.split("=", 1)[1] for one in self.overrides if one.startswith("label=")), None)
         return any(self.folder.glob("*.npz")) if label is None else (self.records / f"evaluation-{label}.json").exists()
 
@@ -80,7 +80,7 @@ def as_point(record: dict[str, Any], of: Point | None = None) -> Point:
                  record["batch"], of)
 
 
-def recorded(folder: Path) -> list[Point]:
+def read_points(folder: Path) -> list[Point]:
     """A study's points as they were, samplings after their runs: what has been decided once is not asked of today's configs."""
     runs: dict[Path, Point] = {}
     found: list[Point] = []
@@ -91,7 +91,7 @@ def recorded(folder: Path) -> list[Point]:
     return found
 
 
-def found_at(place: Path, study: Path) -> Path:
+def locate(place: Path, study: Path) -> Path:
     """Where a point lies: where it was, or in the same store as the study, if both have been moved."""
     if place.exists() or "runs" not in place.parts:
         return place

@@ -32,7 +32,7 @@ def locked(store: Path) -> Iterator[None]:
         yield
 
 
-def fresh(folder: Path) -> Path:
+def make_folder(folder: Path) -> Path:
     """A new folder of this study's own, named by the time."""
     folder.mkdir(parents=True, exist_ok=True)
     name = time.strftime("%Y-%m-%d-%H%M%S")
@@ -44,14 +44,14 @@ def fresh(folder: Path) -> Path:
     raise OSError(f"{folder}: no free name")
 
 
-def holder(point: Point, live: set[str]) -> str:
+def queued_by(point: Point, live: set[str]) -> str:
     """The job that another study has queued for the point, if it still waits or runs."""
     note = point.folder / "queued"
     number = note.read_text() if note.exists() else ""
     return number if number in live else ""
 
 
-def frozen(store: Path, version: str | None) -> Path:
+def frozen_code(store: Path, version: str | None) -> Path:
     """The frozen code of a version, of what stands here if None; raises ValueError where the store has none such."""
     folder = store / "code" / (version or freeze(store))
     if not folder.exists():
@@ -64,7 +64,7 @@ def frozen(store: Path, version: str | None) -> Path:
 
 def freeze(store: Path) -> str:
     """Copies the code that stands here (what git tracks, as it is now) to ``store``/code/<version>; its version."""
-    files = sorted(tracked())
+    files = sorted(tracked_files())
     missing = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-o", "--exclude-standard", *CODE], capture_output=True,
                              text=True, check=False).stdout.split()
     if missing:
@@ -88,7 +88,7 @@ def freeze(store: Path) -> str:
     return version
 
 
-def tracked() -> list[str]:
+def tracked_files() -> list[str]:
     """The project's files that git tracks; all of its code where this is no checkout."""
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *CODE], capture_output=True, text=True, check=False)
     names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]

@@ -28,13 +28,13 @@ from launch.job import process
 from launch.job.process import Task, become
 from launch.run.version import ROOT
 from launch.study.apart import checking_apart
-from launch.study.arrays import Array, plan
+from launch.study.arrays import Array, plan_arrays
 from launch.study.cluster import array_limit, available, queued
-from launch.study.design import points
+from launch.study.design import make_points
 from launch.study.environment import outside_job, python_blocking_signals
-from launch.study.here import here
-from launch.study.point import Point, read_study, recorded
-from launch.study.store import fresh, frozen, holder, locked
+from launch.study.here import run_here
+from launch.study.point import Point, read_points, read_study
+from launch.study.store import frozen_code, locked, make_folder, queued_by
 
 # A job starts in the folder where it was submitted, and Python would look for `launch` there, not in the study's frozen code:
 # so what it starts with travels with it.
@@ -58,35 +58,35 @@ class Study:
         store = Path(self.cfg.store).resolve()
         slurm = available()
         before = None if self.cfg.again is None else read_study(Path(self.cfg.again))["code"]
-        self.code = frozen(store, self.cfg.code or before)
+        self.code = frozen_code(store, self.cfg.code or before)
         if self.cfg.code is not None and self.cfg.again is None and self.code != ROOT:
             # What it names and checks must be what it runs: by its own configs, not by those that stand here.
             os.execv(sys.executable, [sys.executable, str(self.code / "launch" / "sweep.py"), *sys.argv[1:]])
         if self.cfg.report:
             self.report()  # refused before any work
         if self.cfg.again is not None:
-            self.points = recorded(Path(self.cfg.again))
+            self.points = read_points(Path(self.cfg.again))
         else:
             with checking_apart() as check:
-                self.points = points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
+                self.points = make_points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
                                      sampling=self.sampling())
         with locked(store):  # so that two studies submitted at once see each other's jobs
             live = queued() if slurm else set()
-            self.jobs = {point.folder: "done" if point.done() else holder(point, live) for point in self.points}
+            self.jobs = {point.folder: "done" if point.done() else queued_by(point, live) for point in self.points}
             if slurm:
                 self.check_asked()
-            arrays = plan(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))
+            arrays = plan_arrays(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))
             if self.cfg.dry:
                 print(self.table(arrays))
                 return
-            self.folder = fresh(store / "studies")
+            self.folder = make_folder(store / "studies")
             if slurm:
                 self.submit(arrays)
                 self.save()
                 if self.cfg.report:
                     self.submit_report()
         if not slurm:
-            succeeded = here(self)
+            succeeded = run_here(self)
             if self.cfg.report:
                 succeeded &= subprocess.run(self.report(), check=False).returncode == 0  # it says itself what is wrong
             if not succeeded:

@@ -48,7 +48,7 @@ class Follower:
             return
         row: dict[str, Any] = {"images": held[0]["images"]}
         for record in held:
-            row |= rows(record)
+            row |= values_of(record)
             if record["event"] == "preview" and (self.folder / record["path"]).exists():
                 row["preview"] = wandb.Image(str(self.folder / record["path"]))
             if record["event"] == "warning":
@@ -91,7 +91,7 @@ class Reader:
                     yield record
 
 
-def rows(record: Record) -> dict[str, float]:
+def values_of(record: Record) -> dict[str, float]:
     """The values of one record of metrics.jsonl, by W&B's names: `train/loss`, `calibration/slope/0.5`, `energy/data/mean`."""
     event, what = record["event"], {name: value for name, value in record.items() if name not in AXES and value is not None}
     if event in ("start", "end", "warning"):
@@ -106,7 +106,7 @@ def rows(record: Record) -> dict[str, float]:
     return {f"{event}/{name}": value for name, value in what.items() if isinstance(value, int | float)}
 
 
-def shown(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+def summary_and_pictures(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     """Summary and pictures of a sampling's protocol, a diagnosis or an evaluation, the JSON file at ``path``."""
     if "metric" in content:
         subject, prefix = content["subject"], f"evaluate/{content['metric']}"
@@ -124,7 +124,7 @@ def shown(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
     return {name: content[name] for name in SUBJECT if name in content}, pictures
 
 
-def protocol(content: dict[str, Any]) -> dict[str, Any]:
+def config_of(content: dict[str, Any]) -> dict[str, Any]:
     """What W&B's config is to have besides the run's own: of an evaluation all that its figures depend on, else nothing."""
     return {"evaluation": {name: content[name] for name in ("metric", "measure", "subject")}} if "metric" in content else {}
 

@@ -27,7 +27,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ebm.files import write_atomically
 from launch.run.version import changes, commit, version
-from launch.tracking.history import Follower, last_step, protocol, shown
+from launch.tracking.history import Follower, config_of, last_step, summary_and_pictures
 
 if TYPE_CHECKING:
     import wandb
@@ -50,8 +50,8 @@ def main() -> None:
     os.environ["WANDB_SILENT"] = "true"  # read when wandb is imported
     os.environ.pop("WANDB_MODE", None)  # the config has it, in our words
     try:
-        with held(Path(spec["folder"]), spec["name"]):
-            run, done = begin(spec)
+        with mirror_lock(Path(spec["folder"]), spec["name"]):
+            run, done = begin_run(spec)
             finish(run, spec, follow(run, spec, done))
     except Exception as error:  # whatever it is: the run goes on
         say(f"{type(error).__name__}: {' '.join(str(error).split())}; the run goes on, metrics.jsonl holds everything")
@@ -65,7 +65,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, name: str) -> Iterator[None]:
+def mirror_lock(folder: Path, name: str) -> Iterator[None]:
     """Context in which no other process mirrors this run: that of an earlier start may still be at its end."""
     with open(folder / f".{name}.mirror.lock", "w", encoding="utf-8") as file:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -73,13 +73,13 @@ def held(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def begin(spec: Spec) -> tuple[wandb.Run, int]:
+def begin_run(spec: Spec) -> tuple[wandb.Run, int]:
     """W&B's run, and the last step that it has already: online where that is asked for and can be, else offline."""
     import wandb
 
     folder = Path(spec["folder"])
     place = Path(os.environ.get("WANDB_DIR") or folder).resolve()
-    known = identity(folder, spec["name"], place)
+    known = run_id(folder, spec["name"], place)
     offline, why = [*place.glob(f"wandb/offline-run-*-{known}")], ""
     if offline:
         why = "as it began"  # a server takes no steps before those that it has
@@ -87,7 +87,7 @@ def begin(spec: Spec) -> tuple[wandb.Run, int]:
         with at_most(spec["start_seconds"] + PATIENCE):
             try:
                 if wandb.login(prompt=False, timeout=max(1, round(spec["start_seconds"]))):
-                    run = init(spec, place, known, "online")
+                    run = init_run(spec, place, known, "online")
                     return run, (run.starting_step if run.resumed else 0) - 1
                 why = "no key is known"
             except (wandb.errors.Error, ValueError, OSError) as error:
@@ -97,7 +97,7 @@ def begin(spec: Spec) -> tuple[wandb.Run, int]:
                 why = " ".join(str(error).split())
     if spec["kind"] == "train" and not offline:
         say(f"offline{f' ({why})' if why else ''}; python tools/sync.py {shlex.quote(os.path.relpath(folder))} uploads it")
-    return init(spec, place, known, "offline"), max([-1, *map(last_step, offline)])
+    return init_run(spec, place, known, "offline"), max([-1, *map(last_step, offline)])
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def end_service() -> None:
     os.environ.pop("WANDB_SERVICE", None)
 
 
-def identity(folder: Path, name: str, place: Path) -> str:
+def run_id(folder: Path, name: str, place: Path) -> str:
     """The run's id at W&B, made up once and kept in its folder with the place where W&B's own files lie."""
     with open(folder / f".{NAMES}.lock", "w", encoding="utf-8") as file:
         with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ def identity(folder: Path, name: str, place: Path) -> str:
     return known[name]["id"]
 
 
-def init(spec: Spec, place: Path, known: str, mode: Literal["online", "offline"]) -> wandb.Run:
+def init_run(spec: Spec, place: Path, known: str, mode: Literal["online", "offline"]) -> wandb.Run:
     """The run in one mode."""
     import wandb
 
@@ -150,7 +150,7 @@ def init(spec: Spec, place: Path, known: str, mode: Literal["online", "offline"]
     run = wandb.init(
         mode=mode, dir=str(place), project=spec["project"], entity=spec["entity"], id=known, resume="allow",
         name=spec["name"], group=spec["group"], job_type=spec["kind"], tags=[one[:TAG] for one in spec["overrides"]],
-        settings=settings, config={**spec["config"], "about": about, "chosen": chosen(spec["overrides"])})
+        settings=settings, config={**spec["config"], "about": about, "chosen": group_choices(spec["overrides"])})
     run.define_metric("images")
     run.define_metric("*", step_metric="images")
     if text := changes():
@@ -160,7 +160,7 @@ def init(spec: Spec, place: Path, known: str, mode: Literal["online", "offline"]
     return run
 
 
-def chosen(overrides: list[str]) -> dict[str, str]:
+def group_choices(overrides: list[str]) -> dict[str, str]:
     """What was chosen of each group, such as model=unet: the config itself holds only what the choice stands for."""
     pairs = (one.lstrip("+~").partition("=")[::2] for one in overrides)
     return {name: value for name, value in pairs if "." not in name}
@@ -191,10 +191,10 @@ def finish(run: wandb.Run, spec: Spec, said: Spec) -> None:
 
     for path in map(Path, said["records"]):
         content = json.loads(path.read_text())
-        values, pictures = shown(content, path)
-        if told := protocol(content):
+        values, pictures = summary_and_pictures(content, path)
+        if told := config_of(content):
             run.config.update(told, allow_val_change=True)  # type: ignore[no-untyped-call]
-        run.log({name: wandb.Image(str(picture)) for name, picture in pictures.items() if picture.exists()} | numbers(values))
+        run.log({name: wandb.Image(str(picture)) for name, picture in pictures.items() if picture.exists()} | charted(values))
         run.summary.update(values)
     if said["how"] == "stopped":
         run.mark_preempting()
@@ -203,7 +203,7 @@ def finish(run: wandb.Run, spec: Spec, said: Spec) -> None:
     run.finish(exit_code=said["code"])
 
 
-def numbers(values: Spec) -> Spec:
+def charted(values: Spec) -> Spec:
     """The figures among a summary's values, and the images seen: charts are drawn of what is logged."""
     return {name: value for name, value in values.items() if name.startswith("evaluate/") or name == "images"}
 

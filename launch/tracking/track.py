@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from ebm.extras import how_to_install
 from launch.config.build import plain
 from launch.job.faults import Refused
-from launch.job.process import node, number
+from launch.job.process import job_number, node_name
 
 MODES = ("auto", "online", "offline", "disabled")
 ALIASES = {"": "auto", "dryrun": "offline", "run": "online", "shared": "online"}  # W&B's older and other words
@@ -40,7 +40,7 @@ class Tracking:
     finish_seconds: float
 
 
-def tracked(cfg: DictConfig) -> Tracking:
+def tracking_of(cfg: DictConfig) -> Tracking:
     """The config's tracking; raises ValueError for a value that is not accepted."""
     track = cfg.track
     mode, there = ALIASES.get(track.mode, track.mode), importlib.util.find_spec("wandb") is not None
@@ -80,10 +80,10 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def mirrored(tracking: Tracking, *, folder: Path, name: str, kind: str, config: DictConfig) -> Iterator[Mirror]:
+def mirroring(tracking: Tracking, *, folder: Path, name: str, kind: str, config: DictConfig) -> Iterator[Mirror]:
     """Context in which the work in ``folder`` is mirrored as W&B's run ``name``; ``kind`` is its job type. For one process."""
     off = tracking.mode == "disabled"
-    mirror = Mirror(None if off else begin(tracking, folder=folder, name=name, kind=kind, config=config))
+    mirror = Mirror(None if off else start_mirror(tracking, folder=folder, name=name, kind=kind, config=config))
     try:
         yield mirror
     except BaseException as error:
@@ -97,16 +97,17 @@ def mirrored(tracking: Tracking, *, folder: Path, name: str, kind: str, config: 
 
 def publish(tracking: Tracking, record: Path, *, name: str, kind: str, config: DictConfig) -> None:
     """Passes on what a finished piece of work has left, by the JSON file that tells of it."""
-    with mirrored(tracking, folder=record.parent, name=name, kind=kind, config=config) as mirror:
+    with mirroring(tracking, folder=record.parent, name=name, kind=kind, config=config) as mirror:
         mirror.end("done", code=0, records=[record], wait=tracking.finish_seconds)
 
 
-def begin(tracking: Tracking, *, folder: Path, name: str, kind: str, config: DictConfig) -> subprocess.Popen[bytes] | None:
+def start_mirror(tracking: Tracking, *, folder: Path, name: str, kind: str,
+                 config: DictConfig) -> subprocess.Popen[bytes] | None:
     """The mirroring process, told all about the run; None where it can't be started."""
-    spec = {**asdict(tracking), "folder": str(folder.resolve()), "name": name, "kind": kind, "overrides": overrides(),
+    spec = {**asdict(tracking), "folder": str(folder.resolve()), "name": name, "kind": kind, "overrides": command_overrides(),
             "config": OmegaConf.to_container(config, resolve=True), "pid": os.getpid(),
             "group": os.environ.get("WANDB_RUN_GROUP") or os.environ.get("EBM_STUDY"),
-            "about": {"node": node(), "job": number()}}
+            "about": {"node": node_name(), "job": job_number()}}
     try:  # a session of its own: Ctrl-C and a job's signals are for the run, which says what follows from them
         process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("mirror.py"))], stdin=subprocess.PIPE,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
@@ -117,18 +118,18 @@ def begin(tracking: Tracking, *, folder: Path, name: str, kind: str, config: Dic
         print(f"note: no W&B: {error}; metrics.jsonl holds everything", file=sys.stderr, flush=True)
         return None
     # Passed on by us, so that who reads our output to its end need not wait for W&B's as well.
-    threading.Thread(target=pass_on, args=(process,), daemon=True).start()
+    threading.Thread(target=print_lines, args=(process,), daemon=True).start()
     return process
 
 
-def pass_on(process: subprocess.Popen[bytes]) -> None:
+def print_lines(process: subprocess.Popen[bytes]) -> None:
     """Prints what a process says, on lines of its own."""
     assert process.stderr is not None
     for line in process.stderr:
         print(f"\n{line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
 
 
-def overrides() -> list[str]:
+def command_overrides() -> list[str]:
     """What was asked for on the command line, less where it lies and how it is watched."""
     asked = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return [one for one in asked if one.split("=")[0].lstrip("+").split(".")[0] not in ("run", "out", "track", "n", "batch")]

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from launch.study import cluster, here
-from launch.study.point import Point, found_at, read_study
+from launch.study.point import Point, locate, read_study
 from tools.review import columns, config
 from tools.review.album import Album, Share
 from tools.review.records import Problem
@@ -53,7 +53,7 @@ def points(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]]:
     by_label: dict[str, Path] = {}
     numbers: dict[Path, str] = {}
     for one in study["points"]:
-        place = found_at(Path(str(one["folder"])), folder)
+        place = locate(Path(str(one["folder"])), folder)
         numbers[place] = str(one["job"])
         overrides = tuple(map(str, one["overrides"]))
         if one["kind"] == "train":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.config.override import key
-from launch.study.design import varying
+from launch.study.design import varying_keys
 from tools.review import evaluated
 
 # key, title, what is asked for in the best ("": nothing), whether it compares only within one schedule and weighting
@@ -32,7 +32,7 @@ def of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def fill(runs: Sequence[dict[str, Any]]) -> list[str]:
     """The overrides that vary among the runs, in the order of the command line; what one has not, its config may tell."""
-    names = varying([tuple(run["arguments"]) for run in runs])
+    names = varying_keys([tuple(run["arguments"]) for run in runs])
     ordered = list(dict.fromkeys(key(one) for run in runs for one in run["arguments"] if key(one) in names))
     for run in runs:
         known = run["overrides"] | {name: run["config"][name] for name in ordered
@@ -51,7 +51,7 @@ def configured(runs: Sequence[dict[str, Any]]) -> list[str]:
 def sampler_parameters(samplers: Sequence[dict[str, Any]]) -> list[str]:
     """The overrides that vary among the samplers, and fills them in."""
     told = [one for one in samplers if one["overrides"]]
-    names = varying([tuple(one["arguments"]) for one in told]) | ({"sampler"} if told else set())
+    names = varying_keys([tuple(one["arguments"]) for one in told]) | ({"sampler"} if told else set())
     names -= {"label"}  # of a file, made of all the others
     ordered = list(dict.fromkeys(key(one) for sampler in told for one in sampler["arguments"] if key(one) in names))
     for one in samplers:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import cluster, here
-from launch.study.point import Point, found_at, read_study
+from launch.study.point import Point, locate, read_study
 
 IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
 HEADER = 7  # bytes of a file into which nothing has been written yet
@@ -74,7 +74,7 @@ def study(folder: Path) -> list[dict[str, Any]]:
 
 def folders(folder: Path) -> list[Path]:
     """The folders in which runs of a study lie, or the one run's."""
-    places = [found_at(Path(str(point["folder"])), folder) for point in study(folder)]
+    places = [locate(Path(str(point["folder"])), folder) for point in study(folder)]
     if places and not any(place.exists() for place in places):
         raise FileNotFoundError(f"folder: {folder} is of runs that are not here, such as {places[0]}; give the study where it "
                                 "lies beside its runs")
@@ -135,7 +135,7 @@ def over(folder: Path) -> bool:
         jobs = cluster.jobs(numbers)
     except OSError:  # a controller that is busy or restarts: the next time, perhaps
         return False
-    places = {one["folder"]: Point(one["kind"], one["label"], found_at(Path(one["folder"]), folder), (), one["steps"])
+    places = {one["folder"]: Point(one["kind"], one["label"], locate(Path(one["folder"]), folder), (), one["steps"])
               for one in points}
     lost = {point.label for point in places.values() if point.reason()}
 
