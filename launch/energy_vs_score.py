@@ -127,14 +127,14 @@ def table_text(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for one in rows:
         values = one["quality"]["values"]
-        cells = [one["name"].replace("_", " "), f"{one['held_out']:.4f}", *(figure(values, name) for name in names),
+        cells = [one["name"].replace("_", " "), f"{one['held_out']:.4f}", *(figure_text(values, name) for name in names),
                  f"{one['speed']:.0f}", f"{score['speed'] / one['speed']:.2f} ×", f"{one['memory']:.2f}",
                  f"{one['memory'] / score['memory']:.2f} ×", f"{one['seconds']:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def figure(values: dict[str, float], name: str) -> str:
+def figure_text(values: dict[str, float], name: str) -> str:
     """A number with its standard error, where it has one."""
     error = values.get(f"{name}_stderr")
     return f"{values[name]:.4g}" + (f" ± {error:.2g}" if error is not None else "") if name in values else ""

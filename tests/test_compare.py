@@ -17,9 +17,9 @@ from PIL import Image
 
 from tools import compare as tool
 from tools.bench.made import sampled, studied, trained, usual
-from tools.review.comparison import cost, gathered, rows
+from tools.review.comparison import cost, gather, rows_of
 from tools.review.direction import direction, neutral
-from tools.review.evaluations import found, protocol_line, read, subject_line
+from tools.review.evaluations import find_evaluations, protocol_line, read_evaluation, subject_line
 
 
 def compare(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -69,7 +69,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     record(tmp_path / "other", "heun", {"fid": 11.0})
     assert re.findall(r"(b/run|a/run|other)", compare(*runs, tmp_path / "other", "--figure", "fid").stdout)[:3] == [
         "other", "b/run", "a/run"]
-    assert {row.label for row in rows(gathered(runs)[0], "fid")} == {"a/run", "b/run"}
+    assert {row.label for row in rows_of(gather(runs)[0], "fid")} == {"a/run", "b/run"}
 
 
 def test_what_is_within_the_errors_is_not_told_apart(three: list[Path]) -> None:
@@ -219,9 +219,9 @@ def test_settings_that_are_no_cost_make_curves_of_their_own(tmp_path: Path) -> N
 
 def test_what_an_image_costs_is_its_record_of_costs_or_its_drawing(tmp_path: Path) -> None:
     sweep(tmp_path / "a")
-    records, problems = gathered([tmp_path / "a"])
+    records, problems = gather([tmp_path / "a"])
     assert not problems
-    row = next(one for one in rows(records, "fid") if one.told("nfe") == 35)
+    row = next(one for one in rows_of(records, "fid") if one.told("nfe") == 35)
     assert cost(row, "nfe", records) == 35
     assert cost(row, "seconds", records) == pytest.approx(0.07), "the cost that was measured on the same sampler"
     assert cost(row, "seconds", []) == pytest.approx(100 / 50_000), "the whole drawing over its images"
@@ -242,7 +242,7 @@ def test_which_way_is_better(name: str, way: str) -> None:
 def test_a_protocol_in_few_words(tmp_path: Path) -> None:
     more = {"halves": True, "mirrored": False, "cache": None, "seed": 3, "sets": ["a", "b", "c", "d", "e"], "tolerance": 1e-5}
     path = record(tmp_path, "a", {"fid": 1.0}, measure={**quality(), **more})
-    made, _ = read(path)
+    made, _ = read_evaluation(path)
     assert made is not None
     assert protocol_line(made, most=20) == (
         "n 50,000 · reference cifar10 a1b2c3d4 · extractor inception 6726825d · halves · no mirrored · cache none · seed 3 · "
@@ -254,6 +254,6 @@ def test_a_protocol_in_few_words(tmp_path: Path) -> None:
 def test_pictures_stay_beside_their_record(tmp_path: Path) -> None:
     path = record(tmp_path, "a", {"fid": 1.0})
     path.write_text(path.read_text().replace('"pictures": {}', '"pictures": {"a": "../../secret.png", "b": 3, "c": "c.png"}'))
-    (made,), problems = found(tmp_path)
+    (made,), problems = find_evaluations(tmp_path)
     assert made.pictures == {"a": path.parent / "secret.png", "c": path.parent / "c.png"}
     assert not problems

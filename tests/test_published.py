@@ -23,7 +23,7 @@ from conftest import ROOT
 from wandb_server import Server, serving
 from wandb_workspaces.reports.v2.internal import ReportViewspec
 
-from tools.review.published import plain, report, target
+from tools.review.published import escape, report, target
 
 
 def run(name: str, *, group: str = "", state: str = "done", held_out: float | None = None, **more: Any) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def test_a_study_whose_name_filters_cannot_hold_is_refused(name: str) -> None:
 
 
 def test_text_of_a_run_formats_nothing() -> None:
-    assert plain("a*b_c [x](y) `z` <b>\n# h | t $1$ ~~n~~") == (
+    assert escape("a*b_c [x](y) `z` <b>\n# h | t $1$ ~~n~~") == (
         r"a\*b\_c \[x\]\(y\) \`z\` \<b\> \# h \| t \$1\$ \~\~n\~\~")
 
 

@@ -94,7 +94,7 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(evil: Path) -> N
     code = [text for own, text in found.scripts if own.get("type") != "application/json"]
     assert len(code) == 3
     for text in code:
-        assert f"'sha256-{page.digest(text)}'" in found.policy
+        assert f"'sha256-{page.script_hash(text)}'" in found.policy
     assert found.data("pictures") == ["AAAA"]
     own = "".join((page.WEB / f"{name}.js").read_text() for name in page.SCRIPTS)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|fetch\(|XMLHttpRequest|https?:", own)

@@ -21,7 +21,7 @@ from wandb_server import Server, serving
 
 from launch.study import cluster, here
 from tools import sync
-from tools.review.offline import Segment, folders, over, pending, segments
+from tools.review.offline import Segment, folders, is_over, pending, segments
 
 # Each start of a run as launch/tracking/mirror.py makes it, all by one process: importing wandb is what takes time.
 STARTS = """
@@ -243,29 +243,29 @@ def test_after_a_start_that_is_missing_the_later_ones_of_its_run_are_sent_again(
 
 def test_a_study_is_over_when_no_point_waits_or_runs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with here.Life.of(study, here.STUDY).held():  # as where there is no SLURM
-        assert not over(study)
-    assert over(study), "nobody is there who would start what waits"
+        assert not is_over(study)
+    assert is_over(study), "nobody is there who would start what waits"
     record = json.loads((study / "study.json").read_text())
     for point in record["points"]:
         point["job"] = "5_0"  # of which SLURM knows nothing any more
     (study / "study.json").write_text(json.dumps(record))
     monkeypatch.setattr(cluster, "jobs", lambda numbers: {})
-    assert not over(study)
+    assert not is_over(study)
     touch(study / "runs" / "a" / "failure.json").write_text('{"error": "no"}')  # its samples will not come
-    assert not over(study)
+    assert not is_over(study)
     touch(study / "runs" / "b" / "failure.json").write_text('{"error": "no"}')
-    assert over(study)
+    assert is_over(study)
     record["points"][1]["job"] = "7_1"
     (study / "study.json").write_text(json.dumps(record))
     for state, ended in (("RUNNING", False), ("COMPLETED", True)):
         monkeypatch.setattr(cluster, "jobs", lambda numbers, state=state: {"7_1": cluster.Job(state=state)})
-        assert over(study) == ended
-    assert not over(study / "runs" / "a")
+        assert is_over(study) == ended
+    assert not is_over(study / "runs" / "a")
 
 
 def test_watching_ends_with_the_study_and_sends_what_came_last(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[int] = []
-    monkeypatch.setattr(sync, "over", lambda folder: len(rounds) == 2)
+    monkeypatch.setattr(sync, "is_over", lambda folder: len(rounds) == 2)
     monkeypatch.setattr(sync, "send", lambda found, seconds: rounds.append(len(found)) or ["a"] * (len(rounds) < 3))
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)

@@ -18,9 +18,22 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout that is not installed
 
 from ebm.files import write_atomically
-from tools.review.comparison import COSTS, Row, apart, cost, curves, figures, gathered, grouped, labels, notes, rows, timed
+from tools.review.comparison import (
+    COSTS,
+    Row,
+    cost,
+    curves,
+    figures,
+    gather,
+    group_rows,
+    is_of_machine,
+    labels,
+    notes,
+    protocol_lines,
+    rows_of,
+)
 from tools.review.direction import direction, neutral
-from tools.review.evaluations import Evaluation, protocol_line, protocols, shortened
+from tools.review.evaluations import Evaluation, by_protocol, protocol_line, shorten
 
 HEAD = ("", "{figure}", "run", "sampler", "steps", "NFE", "n", "EMA", "step", "precision", "code")
 Records = Sequence[tuple[str, Evaluation]]
@@ -52,42 +65,42 @@ def main() -> None:
     """Prints what is asked for; exits with 2 and clear lines on bad input, and where figures don't rank."""
     options = arguments()
     try:
-        records, problems = gathered(options.folders)
+        records, problems = gather(options.folders)
         for problem in problems:
             print(f"note: {problem.where}: {problem.what}", file=sys.stderr)
         if not records:
             raise ValueError(f"folder: no records of evaluations in {', '.join(map(str, options.folders))}; "
                              "python launch/evaluate.py run=<folder> makes them")
         if options.list:
-            table(("figure", "metric", "records", "protocols", "better"), listed(records))
+            print_table(("figure", "metric", "records", "protocols", "better"), figure_lines(records))
             return
-        chosen = rows(records, options.figure)
+        chosen = rows_of(records, options.figure)
         for folder in options.folders:
             inside = (row.record.path.resolve().is_relative_to(folder.resolve()) for row in chosen)
             if not (any(inside) or (folder / "study.json").exists()):  # a study's runs lie elsewhere
                 print(f"note: {folder}: no record of {options.figure}", file=sys.stderr)
-        groups = grouped(chosen)
+        groups = group_rows(chosen)
         if len(groups) > 1 and not options.apart:
             raise ValueError("\n  ".join([f"--figure: {options.figure} is here by {len(groups)} protocols, which don't rank "
-                                         "against each other; --apart lists each by itself", *apart(groups)]))
+                                         "against each other; --apart lists each by itself", *protocol_lines(groups)]))
         if options.by is not None:
-            print(drawn(groups, records, options.by, options.out or Path("compare.png")))
+            print(draw_curves(groups, records, options.by, options.out or Path("compare.png")))
         else:
-            for group, differs in zip(groups, apart(groups), strict=True):
-                ranked(group, differs if len(groups) > 1 else "")
+            for group, differs in zip(groups, protocol_lines(groups), strict=True):
+                print_ranking(group, differs if len(groups) > 1 else "")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def listed(records: Records) -> Iterator[list[str]]:
+def figure_lines(records: Records) -> Iterator[list[str]]:
     """The figures that there are."""
     for (metric, name), ones in figures(records).items():
         better = "" if neutral(name) else direction(name)
-        yield [name, metric, str(len(ones)), str(len(protocols(ones))), better]
+        yield [name, metric, str(len(ones)), str(len(by_protocol(ones))), better]
 
 
-def ranked(group: Sequence[Row], differs: str) -> None:
+def print_ranking(group: Sequence[Row], differs: str) -> None:
     """Prints the rows of one protocol, best first, under the protocol, and what must be known of them."""
     figure = group[0].figure
     places = ranks(group)
@@ -95,7 +108,8 @@ def ranked(group: Sequence[Row], differs: str) -> None:
     print(f"{group[0].record.metric}: {figure}, {better}\nprotocol: {protocol_line(group[0].record, most=40)}")
     if differs:
         print(differs)
-    table([name.format(figure=figure) for name in HEAD], (cells(row, rank) for row, rank in zip(group, places, strict=True)))
+    head = [name.format(figure=figure) for name in HEAD]
+    print_table(head, (cells(row, rank) for row, rank in zip(group, places, strict=True)))
     real = {row.record.values.get(f"{figure}_real") for row in group} - {None}
     for value in sorted(one for one in real if one is not None):
         print(f"real images: {value:.5g}")
@@ -118,10 +132,10 @@ def cells(row: Row, rank: int) -> list[str]:
     told = [row.told(name) for name in ("nfe", "n", "ema", "step")]
     return [str(rank), f"{row.value:.5g}{error}", row.label, row.sampler, str(row.steps),
             *(f"{value:,}" if isinstance(value, int) else str(value) for value in told), str(row.told("precision")),
-            shortened(str(row.told("version")), 12)]
+            shorten(str(row.told("version")), 12)]
 
 
-def table(head: Sequence[str], lines: Iterator[list[str]]) -> None:
+def print_table(head: Sequence[str], lines: Iterator[list[str]]) -> None:
     """Prints a table: rich's where it is installed, else columns of spaces."""
     made = list(lines)
     kept = [place for place, name in enumerate(head) if any(line[place] for line in made)]  # a column of nothing says nothing
@@ -141,7 +155,7 @@ def table(head: Sequence[str], lines: Iterator[list[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
 
 
-def drawn(groups: Sequence[Sequence[Row]], records: Records, by: str, out: Path) -> str:
+def draw_curves(groups: Sequence[Sequence[Row]], records: Records, by: str, out: Path) -> str:
     """Draws the figure against what an image costs, each protocol in a panel, writes the numbers beside; what was written."""
     measured: Callable[[Row], float | None] = partial(cost, by=by, records=records)
     found = curves(groups, measured)
@@ -160,7 +174,7 @@ def drawn(groups: Sequence[Sequence[Row]], records: Records, by: str, out: Path)
     if lost:
         print(f"note: {lost} records of {groups[0][0].figure} tell no cost in {COSTS[by]} and are left out", file=sys.stderr)
     devices = {str(row.told("device")) for group in groups for row in group}
-    if timed(by) and len(devices) > 1:
+    if is_of_machine(by) and len(devices) > 1:
         print(f"note: costs of different devices: {', '.join(sorted(devices))}", file=sys.stderr)
     count = sum(len(panel) for panel in found)
     return f"{count} curve{'s' * (count != 1)} of {labels([row for group in groups for row in group])}: {out}, numbers: " \

@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout 
 from ebm.extras import extra
 from ebm.files import write_atomically
 from tools.review.album import Album
-from tools.review.collect import collect, over
+from tools.review.collect import collect, is_over
 from tools.review.page import render
 from tools.review.png import slides
 
@@ -43,7 +43,7 @@ def main() -> None:
     try:
         place = published().target(options.wandb) if options.wandb else None
         content = write(options.folder, out, album=album, watch=options.watch)
-        while options.watch is not None and not over(content):
+        while options.watch is not None and not is_over(content):
             time.sleep(options.watch)
             try:
                 content = write(options.folder, out, album=album, watch=options.watch)
@@ -71,17 +71,17 @@ def published() -> ModuleType:
 def write(folder: Path, out: Path, *, album: Album, watch: float | None) -> dict[str, Any]:
     """Writes the page once, says so and what could not be read, and gives what the page shows."""
     content = collect(folder, album=album)
-    content["watch"] = None if over(content) else watch
+    content["watch"] = None if is_over(content) else watch
     page = render(content, album.pictures).encode(errors="replace")  # a folder may have any name
     write_atomically(out, page)
-    print(f"{out}: {counted(content)}, {len(page) / 1e6:.1f} MB", flush=True)
+    print(f"{out}: {count_text(content)}, {len(page) / 1e6:.1f} MB", flush=True)
     if problems := content["problems"]:
         more = f", and {len(problems) - 1} more, named in the page" if len(problems) > 1 else ""
         print(f"note: {problems[0]['where']}: {problems[0]['what']}{more}", file=sys.stderr)
     return content
 
 
-def counted(content: dict[str, Any]) -> str:
+def count_text(content: dict[str, Any]) -> str:
     """How many runs and samplings, in words."""
     samplings = sum(len(run["samplers"]) for run in content["runs"])
     return f"{len(content['runs'])} run{'s' * (len(content['runs']) != 1)}" + (f", {samplings} samplings" if samplings else "")

@@ -25,7 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout 
 from tqdm import tqdm
 
 from ebm.extras import how_to_install
-from tools.review.offline import Segment, folders, over, pending, segments
+from tools.review.offline import Segment, folders, is_over, pending, segments
 
 REST = "there already, empty or being written"
 # wandb's own patience, 20 tries of up to a minute (which 0 means, too), is too much for each of many files.
@@ -55,10 +55,10 @@ def main() -> None:
         if importlib.util.find_spec("wandb") is None:
             raise ValueError(how_to_install("wandb", "wandb", "uploads"))
         if options.dry_run:
-            listing(segments(folders(options.folder), online=options.online))
+            print_listing(segments(folders(options.folder), online=options.online))
             return
         while True:
-            last = not options.watch or over(options.folder)  # asked before, so that what is written at the end is sent, too
+            last = not options.watch or is_over(options.folder)  # asked before, so that what is written at the end is sent, too
             failed = send(segments(folders(options.folder), online=options.online), seconds=options.timeout)
             if last:
                 sys.exit(1 if failed else 0)
@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def listing(found: Sequence[Segment]) -> None:
+def print_listing(found: Sequence[Segment]) -> None:
     """Prints every file in order, with what would become of it."""
     chosen = pending(found)
     for one in found:

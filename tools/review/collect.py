@@ -13,7 +13,7 @@ from launch.study.point import Point, locate, read_study
 from tools.review import columns, config
 from tools.review.album import Album, Share
 from tools.review.records import Problem
-from tools.review.run import Limits, review
+from tools.review.run import Limits, put_run
 from tools.review.state import OVER
 
 Tree = list[tuple[Point, list[Point]]]  # each run with its samplers
@@ -24,30 +24,30 @@ def collect(folder: Path, *, album: Album) -> dict[str, Any]:
     album.clear()
     if (folder / "study.json").exists():
         study = read_study(folder)
-        tree, numbers = points(study, folder)
+        tree, numbers = run_tree(study, folder)
     elif (folder / "config.yaml").exists():
         study = {}
-        tree, numbers = [(Point("train", folder.resolve().name, folder, remembered(folder.resolve())), [])], {}
+        tree, numbers = [(Point("train", folder.resolve().name, folder, known_overrides(folder.resolve())), [])], {}
     else:
         raise FileNotFoundError(f"folder: {folder} holds neither study.json nor config.yaml; give the folder of a study "
                                 "(sweep.py names it) or of a run")
-    jobs = asked(tree, numbers, folder, album)
+    jobs = ask_jobs(tree, numbers, folder, album)
     limits = Limits(runs=max(1, len(tree)))
     shares = [Share(album.limit // len(tree), samplings=len(samplers)) for _, samplers in tree]
     bar = tqdm(zip(tree, shares, strict=True), total=len(tree), desc="report", unit="run", leave=False,
                disable=len(tree) < 20 or None)
-    runs = [review(point, samplers, jobs=jobs, album=album, share=mine, limits=limits)
+    runs = [put_run(point, samplers, jobs=jobs, album=album, share=mine, limits=limits)
             for (point, samplers), mine in bar]
     name_groups(runs)
     return {
         "name": folder.resolve().name, "folder": str(folder.resolve()), "kind": "study" if study else "run",
         "created": str(study.get("created", "")), "code": str(study.get("code", "")),
         "command": [str(one) for one in study.get("command", [])], "written": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **columns.of(runs), "runs": runs, "notes": notes(shares, limits, runs),
-        "problems": [{"where": near(problem.where, folder), "what": problem.what} for problem in album.problems]}
+        **columns.tabulate(runs), "runs": runs, "notes": notes(shares, limits, runs),
+        "problems": [{"where": shorten_path(problem.where, folder), "what": problem.what} for problem in album.problems]}
 
 
-def points(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]]:
+def run_tree(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]]:
     """The runs with their samplers, and the job of each by its folder."""
     tree: dict[Path, tuple[Point, list[Point]]] = {}
     by_label: dict[str, Path] = {}
@@ -66,7 +66,7 @@ def points(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]]:
     return list(tree.values()), numbers
 
 
-def remembered(run: Path) -> tuple[str, ...]:
+def known_overrides(run: Path) -> tuple[str, ...]:
     """The overrides of a run, where a study of the store in which it lies has them."""
     for path in sorted(run.parent.parent.glob("studies/*/study.json")):
         try:
@@ -78,7 +78,7 @@ def remembered(run: Path) -> tuple[str, ...]:
     return ()
 
 
-def asked(tree: Tree, numbers: dict[Path, str], folder: Path, album: Album) -> dict[Path, cluster.Job]:
+def ask_jobs(tree: Tree, numbers: dict[Path, str], folder: Path, album: Album) -> dict[Path, cluster.Job]:
     """What SLURM says of those jobs that are its own, where it is there, and how those stand that this machine runs without."""
     every = [point for run, samplers in tree for point in (run, *samplers)]
     jobs = {point.folder: cluster.Job(state=here.state(folder, point, number)) for point in every
@@ -120,7 +120,7 @@ def notes(shares: Sequence[Share], limits: Limits, runs: Sequence[dict[str, Any]
     return said
 
 
-def near(path: str, folder: Path) -> str:
+def shorten_path(path: str, folder: Path) -> str:
     """A path from the store or the folder that holds it, where it lies within."""
     for base in (folder.resolve(), *folder.resolve().parents[1:2]):
         if path.startswith(f"{base}/"):
@@ -128,6 +128,6 @@ def near(path: str, folder: Path) -> str:
     return path
 
 
-def over(content: dict[str, Any]) -> bool:
+def is_over(content: dict[str, Any]) -> bool:
     """Whether nothing of it waits or runs any more."""
     return all(one["state"] in OVER for run in content["runs"] for one in (run, *run["samplers"]))

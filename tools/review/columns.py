@@ -16,21 +16,21 @@ NUMBERS = (("images", "images", "", False), ("loss", "train loss", "lowest train
            ("hours", "device-hours", "", False), ("restarts", "restarts", "", False))
 
 
-def of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def tabulate(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """``parameters`` and ``sampler_parameters`` (keys), and ``numbers`` (columns), and fills the runs' parameters in."""
-    parameters = fill(runs) if any(run["overrides"] for run in runs) else configured(runs)
+    parameters = fill_varying(runs) if any(run["overrides"] for run in runs) else fill_from_config(runs)
     samplers = [one for run in runs for one in run["samplers"]]
-    tables = evaluated.of(runs)
+    tables = evaluated.tabulate(runs)
     devices = {device for run in runs for device in run.pop("devices")}
     hours = "process-hours" if devices == {"cpu"} else "GPU-hours" if devices and "cpu" not in devices else "device-hours"
     numbers = [{"key": key, "title": hours if key == "hours" else title, "compares": compares,
                 "asked": asked, "better": "higher" if key in ("images", "images_per_s") else "lower"}
                for key, title, asked, compares in NUMBERS]
-    return {"parameters": parameters, "sampler_parameters": sampler_parameters(samplers),
+    return {"parameters": parameters, "sampler_parameters": fill_samplers(samplers),
             "numbers": [*numbers, *tables.pop("numbers")], **tables}
 
 
-def fill(runs: Sequence[dict[str, Any]]) -> list[str]:
+def fill_varying(runs: Sequence[dict[str, Any]]) -> list[str]:
     """The overrides that vary among the runs, in the order of the command line; what one has not, its config may tell."""
     names = varying_keys([tuple(run["arguments"]) for run in runs])
     ordered = list(dict.fromkeys(key(one) for run in runs for one in run["arguments"] if key(one) in names))
@@ -41,14 +41,14 @@ def fill(runs: Sequence[dict[str, Any]]) -> list[str]:
     return ordered
 
 
-def configured(runs: Sequence[dict[str, Any]]) -> list[str]:
+def fill_from_config(runs: Sequence[dict[str, Any]]) -> list[str]:
     """Where nobody knows the overrides, the values of the config that are worth a column."""
     for run in runs:
         run["parameters"] = {name.replace("._target_", "").replace(".path", ""): value for name, value in run["config"].items()}
     return list(dict.fromkeys(name for run in runs for name in run["parameters"]))
 
 
-def sampler_parameters(samplers: Sequence[dict[str, Any]]) -> list[str]:
+def fill_samplers(samplers: Sequence[dict[str, Any]]) -> list[str]:
     """The overrides that vary among the samplers, and fills them in."""
     told = [one for one in samplers if one["overrides"]]
     names = varying_keys([tuple(one["arguments"]) for one in told]) | ({"sampler"} if told else set())

@@ -10,9 +10,9 @@ from typing import Any
 
 from launch.config.keys import flat
 from launch.study.point import read_study
-from tools.review.collect import points
+from tools.review.collect import run_tree
 from tools.review.direction import direction
-from tools.review.evaluations import Evaluation, differing, found, protocols, read, shortened
+from tools.review.evaluations import Evaluation, by_protocol, differences, find_evaluations, read_evaluation, shorten
 from tools.review.records import Problem, number
 
 COUNTS = ("steps", "steps_per_level", "corrector_steps")  # settings of a sampler that make its cost: a curve goes along them
@@ -64,7 +64,7 @@ class Row:
 Curve = list[tuple[float, Row]]
 
 
-def gathered(folders: Sequence[Path]) -> tuple[list[tuple[str, Evaluation]], list[Problem]]:
+def gather(folders: Sequence[Path]) -> tuple[list[tuple[str, Evaluation]], list[Problem]]:
     """The records of runs, studies or files, each once, with their runs' labels; raises OSError, ValueError for others."""
     known: dict[Path, tuple[Path, Evaluation]] = {}
     given: dict[Path, str] = {}  # labels by runs' folders
@@ -72,20 +72,20 @@ def gathered(folders: Sequence[Path]) -> tuple[list[tuple[str, Evaluation]], lis
     for folder in folders:
         for label, place in places(folder):
             if place.is_file():
-                record, faults = read(place)
+                record, faults = read_evaluation(place)
                 records = [record] if record is not None else []
             else:
-                records, faults = found(place / "evaluations" if (place / "evaluations").is_dir() else place)
+                records, faults = find_evaluations(place / "evaluations" if (place / "evaluations").is_dir() else place)
             problems += [fault for fault in faults if fault not in problems]
             for one in records:
                 run = (place if label else Path(str(one.subject.get("run") or place))).resolve()
                 given[run] = label or run.name
                 known.setdefault(one.path.resolve(), (run, one))
-    named = told_apart(given)
+    named = distinct_labels(given)
     return [(named[run], one) for run, one in known.values()], problems
 
 
-def told_apart(labels: Mapping[Path, str]) -> dict[Path, str]:
+def distinct_labels(labels: Mapping[Path, str]) -> dict[Path, str]:
     """The runs' labels; of several with one, as much of their paths as tells them apart."""
     found = dict(labels)
     for label in set(labels.values()):
@@ -100,7 +100,7 @@ def told_apart(labels: Mapping[Path, str]) -> dict[Path, str]:
 def places(folder: Path) -> list[tuple[str, Path]]:
     """Where records of a folder lie, with the label of each run, "" where its records tell; raises FileNotFoundError."""
     if (folder / "study.json").exists():
-        tree, _ = points(read_study(folder), folder)
+        tree, _ = run_tree(read_study(folder), folder)
         return [(point.label, point.folder) for point, _ in tree if (point.folder / "evaluations").is_dir()]
     if folder.is_file():
         return [("", folder)]
@@ -120,7 +120,7 @@ def figures(records: Iterable[tuple[str, Evaluation]]) -> dict[tuple[str, str], 
     return known
 
 
-def rows(records: Sequence[tuple[str, Evaluation]], figure: str) -> list[Row]:
+def rows_of(records: Sequence[tuple[str, Evaluation]], figure: str) -> list[Row]:
     """The records that have a figure, `fid` or `quality.fid`; raises ValueError, naming those there are, where none has it."""
     chosen = [Row(label, name, one) for label, one in records for name in one.figures
               if figure in (name, f"{one.metric}.{name}")]
@@ -130,19 +130,19 @@ def rows(records: Sequence[tuple[str, Evaluation]], figure: str) -> list[Row]:
     return chosen
 
 
-def grouped(chosen: Sequence[Row]) -> list[list[Row]]:
+def group_rows(chosen: Sequence[Row]) -> list[list[Row]]:
     """The rows of each protocol, best first; the largest group first."""
     by_record = {id(row.record): row for row in chosen}
     sign = -1.0 if direction(chosen[0].figure) == "higher" else 1.0
     return [sorted((by_record[id(one)] for one in group), key=lambda row: sign * row.value)
-            for group in protocols([row.record for row in chosen])]
+            for group in by_protocol([row.record for row in chosen])]
 
 
-def apart(groups: Sequence[Sequence[Row]]) -> list[str]:
+def protocol_lines(groups: Sequence[Sequence[Row]]) -> list[str]:
     """A line for each protocol: whose rows have it, and in which keys it differs from the first, with both values."""
     lines = []
     for place, group in enumerate(groups, 1):
-        told = differing(groups[0][0].record, group[0].record)
+        told = differences(groups[0][0].record, group[0].record)
         pairs = "; ".join(f"{name}: {first} against {own}" for name, (first, own) in told.items())
         who = f"protocol {place} ({len(group)} record{'s' * (len(group) != 1)} of {labels(group)})"
         lines.append(f"{who} differs from protocol 1 in {pairs}" if pairs else who)
@@ -170,14 +170,14 @@ def notes(group: Sequence[Row], ranks: Sequence[int]) -> list[str]:
     for name, words in (("version", "code"), ("precision", "precision"), ("device", "device")):
         values: dict[str, list[str]] = {}
         for row, rank in zip(group, ranks, strict=True):
-            values.setdefault(shortened(str(row.told(name)) or "unknown", 12), []).append(str(rank))
-        if len(values) > 1 and (name != "device" or timed(group[0].figure)):
+            values.setdefault(shorten(str(row.told(name)) or "unknown", 12), []).append(str(rank))
+        if len(values) > 1 and (name != "device" or is_of_machine(group[0].figure)):
             told = ", ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
             said.append(f"the {words} differs: {told}")
     return said
 
 
-def timed(name: str) -> bool:
+def is_of_machine(name: str) -> bool:
     """Whether a figure or a cost is of the machine, and not of the model alone."""
     return "second" in name or "joule" in name
 
@@ -211,11 +211,11 @@ def curves(groups: Sequence[Sequence[Row]], measured: Callable[[Row], float | No
             if at is not None and at > 0 and math.isfinite(at):
                 panel.setdefault(row.kind, []).append((at, row))
     kinds = list(dict.fromkeys(kind for panel in panels for kind in panel))
-    return [{called(kind, kinds): sorted(curve, key=lambda point: point[0]) for kind, curve in panel.items()}
+    return [{curve_name(kind, kinds): sorted(curve, key=lambda point: point[0]) for kind, curve in panel.items()}
             for panel in panels]
 
 
-def called(kind: tuple[str, ...], kinds: Sequence[tuple[str, ...]]) -> str:
+def curve_name(kind: tuple[str, ...], kinds: Sequence[tuple[str, ...]]) -> str:
     """A curve's name: its sampler, and whatever tells it apart from the other curves."""
     titles = ("{}", "{}", "step {}", "EMA {}")
     told = [titles[place].format(kind[place]) for place in range(4)

@@ -19,7 +19,7 @@ DECIDE_LOSS = ("data.name", "data.sha256", "data.shape", "data.sigma_data", "sch
 READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read(run: Path) -> tuple[dict[str, Any], list[Problem]]:
+def read_config(run: Path) -> tuple[dict[str, Any], list[Problem]]:
     """The config in dotted keys, empty where it can't be read, and why it can't."""
     path = run / "config.yaml"
     try:
@@ -33,20 +33,20 @@ def read(run: Path) -> tuple[dict[str, Any], list[Problem]]:
     return content, []
 
 
-def plain(name: str, value: Any) -> str:
+def value_text(name: str, value: Any) -> str:
     """A value as text; of a class or function its last name."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text.rsplit(".", 1)[-1] if name.endswith(("_target_", ".path")) else text
 
 
-def shown(config: dict[str, Any]) -> dict[str, str]:
+def main_values(config: dict[str, Any]) -> dict[str, str]:
     """The values worth a column where nobody knows the overrides."""
-    return {name: plain(name, config[name]) for name in SHOWN if name in config}
+    return {name: value_text(name, config[name]) for name in SHOWN if name in config}
 
 
-def comparable(config: dict[str, Any]) -> dict[str, str]:
+def loss_protocol(config: dict[str, Any]) -> dict[str, str]:
     """What must be equal for two losses to compare, as text."""
-    return {name: plain(name, value) for name, value in config.items()
+    return {name: value_text(name, value) for name, value in config.items()
             if any(name == part or name.startswith(f"{part}.") for part in DECIDE_LOSS)}
 
 

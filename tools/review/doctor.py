@@ -9,7 +9,7 @@ from tools.review.curves import by_level
 from tools.review.records import Problem, Record, number, read_json
 
 
-def diagnoses(folder: Path, *, album: Album, share: Share) -> list[dict[str, Any]]:
+def put_diagnoses(folder: Path, *, album: Album, share: Share) -> list[dict[str, Any]]:
     """Every diagnosis under ``folder``/diagnosis, by its sampler."""
     found = []
     for path in sorted((folder / "diagnosis").rglob("diagnosis.json")):
@@ -24,12 +24,12 @@ def diagnoses(folder: Path, *, album: Album, share: Share) -> list[dict[str, Any
         except (OSError, ValueError):
             words = ""
         found.append({"sampler": str(content.get("sampler", path.parent.name)), "verdicts": [str(one) for one in verdicts],
-                      "words": words, "cure": cure(content), "figure": figure(path.with_suffix(".png"), album, share),
+                      "words": words, "cure": cure(content), "figure": put_figure(path.with_suffix(".png"), album, share),
                       "calibration": calibration(content)})
     return found
 
 
-def figure(path: Path, album: Album, share: Share) -> dict[str, Any] | None:
+def put_figure(path: Path, album: Album, share: Share) -> dict[str, Any] | None:
     """The picture, if there is one and room for it."""
     return album.figure(path, share) if path.exists() else None
 

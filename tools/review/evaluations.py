@@ -45,7 +45,7 @@ class Evaluation:
         return {name: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for name, value in told.items()}
 
 
-def read(path: Path) -> tuple[Evaluation | None, list[Problem]]:
+def read_evaluation(path: Path) -> tuple[Evaluation | None, list[Problem]]:
     """A record, None for what is none, and what is wrong with it; whatever lies in the file."""
     content, problems = read_json(path)
     if problems:
@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[Evaluation | None, list[Problem]]:
                       number(content.get("time")) or 0.0), problems
 
 
-def found(folder: Path) -> tuple[list[Evaluation], list[Problem]]:
+def find_evaluations(folder: Path) -> tuple[list[Evaluation], list[Problem]]:
     """The records in a folder and below, oldest first, and what could not be read."""
     records: list[Evaluation] = []
     problems: list[Problem] = []
@@ -76,13 +76,13 @@ def found(folder: Path) -> tuple[list[Evaluation], list[Problem]]:
             continue
         if path.name.startswith("evaluation-"):  # a study's mark that a point is done
             continue
-        record, faults = read(path)
+        record, faults = read_evaluation(path)
         problems += faults
         records += [record] if record is not None else []
     return sorted(records, key=lambda one: (one.time, str(one.path))), problems
 
 
-def protocols(records: Sequence[Evaluation]) -> list[list[Evaluation]]:
+def by_protocol(records: Sequence[Evaluation]) -> list[list[Evaluation]]:
     """The records in groups of one protocol each, the largest first."""
     groups: dict[str, list[Evaluation]] = {}
     for record in records:
@@ -90,15 +90,15 @@ def protocols(records: Sequence[Evaluation]) -> list[list[Evaluation]]:
     return sorted(groups.values(), key=len, reverse=True)
 
 
-def differing(one: Evaluation, other: Evaluation) -> dict[str, tuple[str, str]]:
+def differences(one: Evaluation, other: Evaluation) -> dict[str, tuple[str, str]]:
     """What two protocols differ by: both values of each key, "none" where one has no such key."""
     first, second = one.protocol, other.protocol
     names = [*first, *(name for name in second if name not in first)]
     pairs = {name: (first.get(name, "none"), second.get(name, "none")) for name in names}
-    return {name: (shortened(a), shortened(b)) for name, (a, b) in pairs.items() if a != b}
+    return {name: (shorten(a), shorten(b)) for name, (a, b) in pairs.items() if a != b}
 
 
-def shortened(text: str, digits: int = 12) -> str:
+def shorten(text: str, digits: int = 12) -> str:
     """A value for a line: of a hash its first digits, of a long text its beginning."""
     text = HEX.sub(lambda match: match[0][:digits], text)
     return text if len(text) <= 60 else f"{text[:57]}…"
@@ -110,7 +110,7 @@ def protocol_line(record: Evaluation, *, most: int = 9) -> str:
     hashes = {f"{name}_sha256" for name in told if isinstance(told[name], str)} & told.keys()
     folded = {name: {"name": value, "sha256": told[f"{name}_sha256"]} if f"{name}_sha256" in hashes else value
               for name, value in told.items() if name not in hashes}
-    parts = [part for name, value in folded.items() for part in words(name, value)]
+    parts = [part for name, value in folded.items() for part in key_words(name, value)]
     return " · ".join([*parts[:most], *([f"and {len(parts) - most} more"] if len(parts) > most else [])])
 
 
@@ -121,30 +121,31 @@ def subject_line(record: Evaluation) -> str:
                         f"{told['nfe']:,} NFE" if number(told.get("nfe")) is not None else ""]).strip()
     parts = [sampler] if sampler else []
     if "n" in told and "n" not in record.measure:
-        parts.append(f"n {plain(told['n'])}")
-    parts += [f"{title} {plain(told[name])}" for name, title in (("ema", "EMA"), ("step", "step"), ("seed", "seed"))
+        parts.append(f"n {value_text(told['n'])}")
+    parts += [f"{title} {value_text(told[name])}" for name, title in (("ema", "EMA"), ("step", "step"), ("seed", "seed"))
               if told.get(name) is not None and name not in record.measure]
     parts += [str(told["precision"])] if told.get("precision") else []
-    return " · ".join([*parts, *([f"code {shortened(str(told['version']), 8)}"] if told.get("version") else [])])
+    return " · ".join([*parts, *([f"code {shorten(str(told['version']), 8)}"] if told.get("version") else [])])
 
 
-def words(name: str, value: Any) -> list[str]:
+def key_words(name: str, value: Any) -> list[str]:
     """A key of a protocol and its value in words; of a part with a name and a hash one word for both."""
     title = name.replace("_", " ")
     if isinstance(value, dict):
-        head = [plain(value[key]) for key in ("name", "sha256") if value.get(key) is not None]
-        rest = [part for key, below in value.items() if key not in ("name", "sha256") for part in words(f"{name} {key}", below)]
+        head = [value_text(value[key]) for key in ("name", "sha256") if value.get(key) is not None]
+        others = {key: below for key, below in value.items() if key not in ("name", "sha256")}
+        rest = [part for key, below in others.items() for part in key_words(f"{name} {key}", below)]
         return [*([f"{title} {' '.join(head)}"] if head else []), *rest]
     if value is None or value == [] or value == "":
         return [f"{title} none"]
-    return [title if value is True else f"no {title}" if value is False else f"{title} {plain(value)}"]
+    return [title if value is True else f"no {title}" if value is False else f"{title} {value_text(value)}"]
 
 
-def plain(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value for people: thousands apart, of a hash eight digits, of a list its first items."""
     if isinstance(value, list):
-        items = [plain(one) for one in value[:4]]
+        items = [value_text(one) for one in value[:4]]
         return ", ".join([*items, f"… ({len(value)})"] if len(value) > 4 else items)
     if isinstance(value, bool) or number(value) is None:
-        return shortened(str(value), 8)
+        return shorten(str(value), 8)
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else f"{value:.6g}"

@@ -62,7 +62,7 @@ class Segment:
         return self.marker.exists() and self.marker.stat().st_mtime_ns >= self.file.stat().st_mtime_ns
 
 
-def study(folder: Path) -> list[dict[str, Any]]:
+def study_points(folder: Path) -> list[dict[str, Any]]:
     """The points of a study, none for a run's folder; raises FileNotFoundError or ValueError where it is neither."""
     if (folder / "study.json").exists():
         points: list[dict[str, Any]] = read_study(folder)["points"]
@@ -74,7 +74,7 @@ def study(folder: Path) -> list[dict[str, Any]]:
 
 def folders(folder: Path) -> list[Path]:
     """The folders in which runs of a study lie, or the one run's."""
-    places = [locate(Path(str(point["folder"])), folder) for point in study(folder)]
+    places = [locate(Path(str(point["folder"])), folder) for point in study_points(folder)]
     if places and not any(place.exists() for place in places):
         raise FileNotFoundError(f"folder: {folder} is of runs that are not here, such as {places[0]}; give the study where it "
                                 "lies beside its runs")
@@ -83,19 +83,19 @@ def folders(folder: Path) -> list[Path]:
 
 def segments(places: Iterable[Path], *, online: bool) -> list[Segment]:
     """What W&B has written for the runs in these folders and below, each file once, in order of their starts."""
-    found = {path.resolve() for place in places for path in written(place, "*run-*" if online else "offline-run-*")}
+    found = {path.resolve() for place in places for path in written_files(place, "*run-*" if online else "offline-run-*")}
     return sorted(map(Segment, found), key=lambda one: (*one.began, one.file.stat().st_mtime_ns, one.file))
 
 
-def written(place: Path, pattern: str) -> Iterator[Path]:
+def written_files(place: Path, pattern: str) -> Iterator[Path]:
     """W&B's files of one folder: in it and below, or elsewhere."""
     for depth in DEPTHS:
         yield from place.glob(f"{depth}wandb/{pattern}/run-*.wandb")
         for record in place.glob(f"{depth}track.json"):
-            yield from named(record, pattern)
+            yield from noted_files(record, pattern)
 
 
-def named(record: Path, pattern: str) -> Iterator[Path]:
+def noted_files(record: Path, pattern: str) -> Iterator[Path]:
     """W&B's files where launch/tracking/mirror.py has noted that they lie, which WANDB_DIR may have said."""
     try:
         known = [(str(one["place"]), str(one["id"])) for one in json.loads(record.read_text(encoding="utf-8")).values()]
@@ -127,9 +127,9 @@ def pending(found: Sequence[Segment]) -> list[Segment]:
     return chosen
 
 
-def over(folder: Path) -> bool:
+def is_over(folder: Path) -> bool:
     """Whether no point of a study waits or runs any more; a run's own folder does not tell."""
-    points = study(folder)
+    points = study_points(folder)
     numbers = [str(point["job"]) for point in points if str(point["job"])[:1].isdigit()]
     try:
         jobs = cluster.jobs(numbers)

@@ -22,8 +22,8 @@ def render(content: dict[str, Any], pictures: Sequence[str]) -> str:
     """The page; raises ValueError if Plotly isn't installed."""
     code = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     scripts = {"page": f'"use strict";\n(() => {{\n{code}\n}})();', "plotly": plotly(), "start": "report.charts();"}
-    scripts = {name: closed(text) for name, text in scripts.items()}
-    hashes = " ".join(f"'sha256-{digest(text)}'" for text in scripts.values())
+    scripts = {name: keep_open(text) for name, text in scripts.items()}
+    hashes = " ".join(f"'sha256-{script_hash(text)}'" for text in scripts.values())
     fields = {
         # Nothing is fetched and nothing runs but these scripts. Plotly writes rules into a style sheet of its own.
         "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
@@ -43,12 +43,12 @@ def plotly() -> str:
     return path.read_text(encoding="utf-8")
 
 
-def closed(script: str) -> str:
+def keep_open(script: str) -> str:
     """A script that doesn't end where its text happens to hold the closing tag."""
     return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
 
 
-def digest(script: str) -> str:
+def script_hash(script: str) -> str:
     """The hash by which the page's policy knows a script."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 

@@ -41,7 +41,7 @@ def report(study: Study, *, entity: str, project: str) -> wr.Report:
               wr.H2("Calibration"), grid([runs_of(study, "train", name="training")], calibration()),
               *evaluation(study), wr.H2("Pictures"), *pictures(study)]
     return wr.Report(entity=entity, project=project, title=f"{study['kind'].capitalize()} {study['name']}", width="fluid",
-                     description=counts(Counter(run["state"] for run in study["runs"])), blocks=blocks)
+                     description=count_text(Counter(run["state"] for run in study["runs"])), blocks=blocks)
 
 
 def publish(made: wr.Report) -> str:
@@ -61,22 +61,22 @@ def publish(made: wr.Report) -> str:
 
 def outcome(study: Study) -> str:
     """How many runs there are, and the best of each group whose losses compare, as Markdown."""
-    lines = [counts(Counter(run["state"] for run in study["runs"])) + "."]
+    lines = [count_text(Counter(run["state"] for run in study["runs"])) + "."]
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in study["runs"]:
         if run["values"].get("held_out") is not None:
             groups.setdefault(run["group"], []).append(run)
     for group, runs in groups.items():
         best = min(runs, key=lambda run: float(run["values"]["held_out"]))
-        among = f"of {len(runs)} run{'s' * (len(runs) > 1)}{f' with {plain(group)}' if group else ''}"
-        lines.append(f"- Lowest held-out loss {among}: **{plain(best['label'])}**, {best['values']['held_out']:.4g}"
+        among = f"of {len(runs)} run{'s' * (len(runs) > 1)}{f' with {escape(group)}' if group else ''}"
+        lines.append(f"- Lowest held-out loss {among}: **{escape(best['label'])}**, {best['values']['held_out']:.4g}"
                      f" at {best['values'].get('images') or 0:,} images.")
     if len(groups) > 1:
         lines.append("\nLosses of different schedules, weightings or data do not compare; each group has its own best.")
     verdicts = Counter(verdict for run in study["runs"] for one in (run, *run["samplers"])
                        for found in one["diagnoses"] for verdict in found["verdicts"])
     if verdicts:
-        lines.append(f"\nThe doctor's verdicts: {counts(verdicts)}.")
+        lines.append(f"\nThe doctor's verdicts: {count_text(verdicts)}.")
     return "\n".join(lines)
 
 
@@ -86,9 +86,9 @@ def troubles(study: Study) -> list[Any]:
     for run in study["runs"]:
         for one in (run, *run["samplers"]):
             if one["state"] == "failed":
-                name = plain(run["label"] if one is run else f"{run['label']} × {one['label']}")
-                failed.append(f"- **{name}**: {plain(one['why']) or 'no reason was left'}")
-        warned += [f"- **{plain(run['label'])}**: {plain(words)}" for words in dict.fromkeys(run["warnings"])]
+                name = escape(run["label"] if one is run else f"{run['label']} × {one['label']}")
+                failed.append(f"- **{name}**: {escape(one['why']) or 'no reason was left'}")
+        warned += [f"- **{escape(run['label'])}**: {escape(words)}" for words in dict.fromkeys(run["warnings"])]
     found: list[Any] = []
     for heading, lines in (("Failed", failed), ("Warnings", warned)):
         if lines:
@@ -153,13 +153,13 @@ def evaluation(study: Study) -> list[Any]:
 def table(about: dict[str, Any], rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """The figures of one protocol as Markdown, with what each was measured on."""
     figures = list(dict.fromkeys(name for _, one in rows for name in one["values"]))
-    head = " | ".join(["run", *map(plain, figures), "on"])
-    lines = [f"**{plain(about['metric'])}** ({plain(about['line'])})", "", f"| {head} |", "|" + " --- |" * (len(figures) + 2)]
+    head = " | ".join(["run", *map(escape, figures), "on"])
+    lines = [f"**{escape(about['metric'])}** ({escape(about['line'])})", "", f"| {head} |", "|" + " --- |" * (len(figures) + 2)]
     for label, one in rows:
         found = [one["values"].get(name, (None, None)) for name in figures]
         cells = ["" if value is None else f"{value:.5g}" + (f" ± {error:.2g}" if error is not None else "")
                  for value, error, *_ in found]
-        lines.append(f"| {plain(label)} | " + " | ".join([*cells, plain(one["subject"])]) + " |")
+        lines.append(f"| {escape(label)} | " + " | ".join([*cells, escape(one["subject"])]) + " |")
     return "\n".join(lines)
 
 
@@ -211,11 +211,11 @@ def key_of(name: str, runs: Sequence[dict[str, Any]]) -> str:
     return name if "." in name or any(name in run["config"] for run in runs) else f"{CHOSEN}.{name}"
 
 
-def counts(counter: Counter[str]) -> str:
+def count_text(counter: Counter[str]) -> str:
     """How often each occurs, most frequent first: `3 done, 1 failed`."""
-    return ", ".join(f"{number} {plain(name)}" for name, number in counter.most_common()) or "no runs"
+    return ", ".join(f"{number} {escape(name)}" for name, number in counter.most_common()) or "no runs"
 
 
-def plain(text: str) -> str:
+def escape(text: str) -> str:
     """A text in which Markdown and HTML see nothing to format, in one line."""
     return re.sub(r"([\\`*_{}\[\]<>()#|~!$&])", r"\\\1", " ".join(text.split()))

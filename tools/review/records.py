@@ -27,7 +27,7 @@ class Problem:
     what: str
 
 
-def read(path: Path) -> tuple[list[Record], list[Problem]]:
+def read_metrics(path: Path) -> tuple[list[Record], list[Problem]]:
     """The usable records of a file in their order, and its problems."""
     try:
         content = path.read_bytes()
@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[list[Record], list[Problem]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        record, fault = parsed(line)
+        record, fault = parse_line(line)
         if fault == "not JSON" and number == len(lines):
             fault = "half-written"
         if fault:
@@ -52,7 +52,7 @@ def read(path: Path) -> tuple[list[Record], list[Problem]]:
     return found, [*problems, *(Problem(str(path), words) for words in gaps(found))]
 
 
-def parsed(line: bytes) -> tuple[Record, str]:
+def parse_line(line: bytes) -> tuple[Record, str]:
     """A line's record with null for what is not finite, or what is wrong with it."""
     try:
         record = json.loads(line)
@@ -112,6 +112,6 @@ def gaps(found: Sequence[Record]) -> Iterator[str]:
         yield f"lines are missing in {len(missing) - NAMED} more places"
 
 
-def of(found: Sequence[Record], event: str) -> list[Record]:
+def of_event(found: Sequence[Record], event: str) -> list[Record]:
     """The records of one event."""
     return [record for record in found if record["event"] == event]

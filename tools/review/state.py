@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.study.cluster import Job
 from launch.study.point import Point
-from tools.review.records import Record, number, of
+from tools.review.records import Record, number, of_event
 
 STATES = {"COMPLETED": "done", "RUNNING": "running", "COMPLETING": "running", "SUSPENDED": "waiting", "PENDING": "waiting",
           "CONFIGURING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting", "CANCELLED": "stopped"}
@@ -15,7 +15,7 @@ OVER = ("done", "failed", "stopped")
 QUIET = 300.0  # seconds without a record after which a run counts as running no more, unless its records are rarer
 
 
-def stands(point: Point, records: Sequence[Record], job: Job | None) -> tuple[str, str]:
+def state_of(point: Point, records: Sequence[Record], job: Job | None) -> tuple[str, str]:
     """How a point stands, and why it failed: by what lies in its folder, and by SLURM where that knows it."""
     if not point.folder.exists():
         return STATES.get(job.state, "failed") if job else "waiting", job.reason if job and not job.over else ""
@@ -23,7 +23,7 @@ def stands(point: Point, records: Sequence[Record], job: Job | None) -> tuple[st
         return "done", ""
     if job is not None:
         state = STATES.get(job.state, "failed")
-        return state, (reason(point) or job.code) if state == "failed" else job.reason
+        return state, (failure_reason(point) or job.code) if state == "failed" else job.reason
     ends = [one for one in records if one["event"] in ("start", "train", "end")]
     if ends and ends[-1]["event"] == "end":
         return "done" if ends[-1].get("how") == "trained" else "stopped", ""
@@ -31,11 +31,11 @@ def stands(point: Point, records: Sequence[Record], job: Job | None) -> tuple[st
     failure = point.folder / "failure.json"
     if last and time.time() - last < max(QUIET, 5 * usual) and not (failure.exists() and failure.stat().st_mtime >= last):
         return "running", ""
-    why = reason(point)
+    why = failure_reason(point)
     return ("failed", why) if why else ("unknown" if records else "waiting", "")
 
 
-def reason(point: Point) -> str:
+def failure_reason(point: Point) -> str:
     """Why a point failed, where it left word."""
     try:
         return point.reason()
@@ -45,7 +45,7 @@ def reason(point: Point) -> str:
 
 def pulse(path: Path, records: Sequence[Record]) -> tuple[float, float]:
     """When the last record was written, 0 if none, and the usual seconds between two of training."""
-    trained = of(records, "train")
+    trained = of_event(records, "train")
     speed = number(trained[-1].get("images_per_s")) if trained else None
     way = trained[-1]["images"] - trained[-2]["images"] if len(trained) > 1 else 0
     return (path.stat().st_mtime if records and path.exists() else 0.0), (way / speed if speed else 0.0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ebm.extras import extra
 from tools.review.comparison import COSTS, Curve, Row
 from tools.review.direction import direction, neutral
-from tools.review.evaluations import differing, protocol_line
+from tools.review.evaluations import differences, protocol_line
 
 # Okabe and Ito's colours, as the report has them, and marks for those who see none.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#c98a00", "#3f9fd8", "#6b5b00", "#4a4f57")
@@ -67,5 +67,5 @@ def title(groups: Sequence[Sequence[Row]], group: Sequence[Row]) -> str:
     record = group[0].record
     if len(groups) == 1:
         return protocol_line(record)
-    keys = dict.fromkeys(key for other in groups if other is not group for key in differing(record, other[0].record))
+    keys = dict.fromkeys(key for other in groups if other is not group for key in differences(record, other[0].record))
     return "; ".join(f"{key} {record.protocol.get(key, 'none')[:16]}" for key in list(keys)[:4])
