@@ -27,8 +27,8 @@ def test_what_is_wrong_with_lines_is_told_by_their_numbers(tmp_path: Path) -> No
     found, problems = records.read_metrics(path)
     assert [(one["event"], one["images"]) for one in found] == [("start", 10), ("train", 100), ("train", 300)]
     assert {problem.what for problem in problems} == {
-        "lines 3, 7: not JSON", "line 4: train without 'loss'", "line 5: no record of an event",
-        "line 6: held_out with a strange 'images'", "line 9: half-written"}
+        "lines 3, 7: not JSON", "line 4: train without 'loss'", "line 5: not a record of an event",
+        "line 6: held_out with an invalid 'images'", "line 9: half-written"}
     assert {problem.where for problem in problems} == {str(path)}
 
 

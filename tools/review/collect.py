@@ -1,4 +1,4 @@
-"""From the folder of a study or of a run to one plain object that holds all that the page shows."""
+"""Collects everything the page shows about a study or a run into one plain object."""
 from __future__ import annotations
 
 import time
@@ -20,7 +20,7 @@ Tree = list[tuple[Point, list[Point]]]  # each run with its samplers
 
 
 def collect(folder: Path, *, album: Album) -> dict[str, Any]:
-    """All that the page shows; raises FileNotFoundError for a folder of neither, ValueError for a broken study.json."""
+    """Everything the page shows; raises FileNotFoundError for a folder of neither, ValueError for a damaged study.json."""
     album.clear()
     if (folder / "study.json").exists():
         study = read_study(folder)
@@ -67,7 +67,7 @@ def run_tree(study: dict[str, Any], folder: Path) -> tuple[Tree, dict[Path, str]
 
 
 def known_overrides(run: Path) -> tuple[str, ...]:
-    """The overrides of a run, where a study of the store in which it lies has them."""
+    """The overrides of a run, if a study in the same store records them."""
     for path in sorted(run.parent.parent.glob("studies/*/study.json")):
         try:
             found = [one["overrides"] for one in read_study(path.parent)["points"] if Path(one["folder"]).name == run.name]
@@ -79,7 +79,7 @@ def known_overrides(run: Path) -> tuple[str, ...]:
 
 
 def ask_jobs(tree: Tree, numbers: dict[Path, str], folder: Path, album: Album) -> dict[Path, cluster.Job]:
-    """What SLURM says of those jobs that are its own, where it is there, and how those stand that this machine runs without."""
+    """The jobs' states by their points' folders: from SLURM, if it is installed, or from this machine's own processes."""
     every = [point for run, samplers in tree for point in (run, *samplers)]
     jobs = {point.folder: cluster.Job(state=here.state(folder, point, number)) for point in every
             if (number := numbers.get(point.folder, "")).startswith(here.LOCAL)}
@@ -89,13 +89,13 @@ def ask_jobs(tree: Tree, numbers: dict[Path, str], folder: Path, album: Album) -
     try:
         known = cluster.jobs(wanted.values())
     except (OSError, ValueError) as error:
-        album.problems.append(Problem("SLURM", f"gives no answer: {error}"))
+        album.problems.append(Problem("SLURM", f"does not answer: {error}"))
         return jobs
     return jobs | {place: known[number] for place, number in wanted.items() if number in known}
 
 
 def name_groups(runs: Sequence[dict[str, Any]]) -> None:
-    """Gives each run the name of those it compares with, "" where all do."""
+    """Gives each run the name of the group within which its loss is comparable, "" if there is only one group."""
     groups: list[dict[str, str]] = []
     for run in runs:
         if run["comparable"] and run["comparable"] not in groups:  # one that waits has no config yet
@@ -107,21 +107,21 @@ def name_groups(runs: Sequence[dict[str, Any]]) -> None:
 
 
 def notes(shares: Sequence[Share], limits: Limits, runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What the page does not show all of, in words."""
+    """Sentences that say what the page shows only in part."""
     said = []
     if any(len(run["train"]["x"]) >= limits.points - 4 for run in runs):
         said.append(f"Curves are thinned to at most {limits.points} points; their ends and spikes are kept.")
     if left_out := sum(share.left_out for share in shares):
-        said.append(f"{left_out} pictures are left out, so that the page stays small; the run folders have them all.")
+        said.append(f"{left_out} pictures are left out to keep the page small; the run folders hold all of them.")
     if shares:
-        said.append(f"Grids show their first {shares[0].tiles} images, trajectories up to {shares[0].frames} steps.")
+        said.append(f"Grids show the first {shares[0].tiles} images, trajectories up to {shares[0].frames} steps.")
     if any(run["values"]["hours"] is not None for run in runs):
-        said.append("Device-hours count every start up to its last record; work that was lost and made again is not in them.")
+        said.append("Device-hours count each start up to its last record; work that was lost and repeated is not included.")
     return said
 
 
 def shorten_path(path: str, folder: Path) -> str:
-    """A path from the store or the folder that holds it, where it lies within."""
+    """A path relative to the folder or its store, if it lies within them."""
     for base in (folder.resolve(), *folder.resolve().parents[1:2]):
         if path.startswith(f"{base}/"):
             return path.removeprefix(f"{base}/")
@@ -129,5 +129,5 @@ def shorten_path(path: str, folder: Path) -> str:
 
 
 def is_over(content: dict[str, Any]) -> bool:
-    """Whether nothing of it waits or runs any more."""
+    """Whether no run or sampling is waiting or running any more."""
     return all(one["state"] in OVER for run in content["runs"] for one in (run, *run["samplers"]))

@@ -1,4 +1,4 @@
-"""Which columns a study's table has: what varies, what was measured, and which way is better."""
+"""The columns of a study's table: what varies, what was measured, and whether higher or lower is better."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from launch.config.override import key
 from launch.study.design import varying_keys
 from tools.review import evaluated
 
-# key, title, what is asked for in the best ("": nothing), whether it compares only within one schedule and weighting
+# key, title, how "best" describes it ("": not offered), whether it compares only within one schedule and weighting
 NUMBERS = (("images", "images", "", False), ("loss", "train loss", "lowest train loss", True),
            ("held_out", "held-out loss", "lowest held-out loss at the end", True),
            ("best_held_out", "best held-out", "lowest held-out loss", True),
@@ -17,7 +17,7 @@ NUMBERS = (("images", "images", "", False), ("loss", "train loss", "lowest train
 
 
 def tabulate(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``parameters`` and ``sampler_parameters`` (keys), and ``numbers`` (columns), and fills the runs' parameters in."""
+    """``parameters`` and ``sampler_parameters`` (keys), and ``numbers`` (columns); fills in the runs' parameters."""
     parameters = fill_varying(runs) if any(run["overrides"] for run in runs) else fill_from_config(runs)
     samplers = [one for run in runs for one in run["samplers"]]
     tables = evaluated.tabulate(runs)
@@ -31,7 +31,7 @@ def tabulate(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def fill_varying(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """The overrides that vary among the runs, in the order of the command line; what one has not, its config may tell."""
+    """The overrides that vary among the runs, in the order of the command line; a run without one shows its config's value."""
     names = varying_keys([tuple(run["arguments"]) for run in runs])
     ordered = list(dict.fromkeys(key(one) for run in runs for one in run["arguments"] if key(one) in names))
     for run in runs:
@@ -42,7 +42,7 @@ def fill_varying(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def fill_from_config(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Where nobody knows the overrides, the values of the config that are worth a column."""
+    """The config values that are worth a column, if the overrides are unknown."""
     for run in runs:
         run["parameters"] = {name.replace("._target_", "").replace(".path", ""): value for name, value in run["config"].items()}
     return list(dict.fromkeys(name for run in runs for name in run["parameters"]))

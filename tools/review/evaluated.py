@@ -1,4 +1,4 @@
-"""Evaluations as the page shows them: each run's records with their pictures, tables by protocol, and columns for all runs."""
+"""Evaluations as the page shows them: each run's records with their pictures, a table per protocol, columns for all runs."""
 from __future__ import annotations
 
 import re
@@ -12,13 +12,13 @@ from tools.review.curves import short
 from tools.review.direction import best, direction, neutral
 from tools.review.evaluations import Evaluation, by_protocol, differences, find_evaluations, protocol_line, subject_line
 
-FIRST = ("quality", "neighbours", "likelihood", "density", "outliers", "metropolis", "cost")  # what readers ask for first
-COLUMNS = 8  # figures of one metric that become columns of the table of runs; the section has all of them
+FIRST = ("quality", "neighbours", "likelihood", "density", "outliers", "metropolis", "cost")  # in order of interest
+COLUMNS = 8  # values of one metric that become columns of the table of runs; the section shows all of them
 Entry = dict[str, Any]
 
 
 def put_evaluations(folder: Path, samplers: Sequence[Entry], *, album: Album, share: Share) -> list[Entry]:
-    """A run's records with their pictures put into the album, each with the place of its sampler among ``samplers`` or None."""
+    """A run's records, with their pictures put into the album, and the index of their sampler among ``samplers`` or None."""
     if not (folder / "evaluations").is_dir():
         return []
     records, problems = find_evaluations(folder / "evaluations")
@@ -29,7 +29,7 @@ def put_evaluations(folder: Path, samplers: Sequence[Entry], *, album: Album, sh
 
 
 def sampler_of(record: Evaluation, folder: Path, samplers: Sequence[Entry]) -> int | None:
-    """Which of the run's samplings a record tells of: a study's by the folder's name, others by the file's."""
+    """Which of the run's samplings a record is about: a study's by the folder's name, others by the file's."""
     beneath = record.path.relative_to(folder / "evaluations").parts
     for index, one in enumerate(samplers):
         label = re.escape(f"{record.metric}-{one['label']}")
@@ -61,7 +61,7 @@ def tabulate(runs: Sequence[Entry]) -> Entry:
 
 
 def figures(records: Sequence[Evaluation]) -> list[tuple[str, str]]:
-    """The metrics and figures that become columns, in the records' order."""
+    """The (metric, value) pairs that become columns, in the order of the records."""
     known: dict[str, dict[str, None]] = {}
     for one in records:
         known.setdefault(one.metric, {}).update(dict.fromkeys(one.figures))
@@ -70,9 +70,9 @@ def figures(records: Sequence[Evaluation]) -> list[tuple[str, str]]:
 
 def column(metric: str, figure: str, runs: Sequence[Entry], which: dict[Path, int],
            groups: Sequence[Sequence[Evaluation]]) -> Entry:
-    """A column, and the values and protocols of the runs and their samplers in it.
+    """A column of the table, filled in for the runs and their samplers.
 
-    Each shows what it has in the protocol that most runs have, and, where it has none in that one, the newest of another.
+    Each shows its value in the protocol that most runs have, or, without one, the newest value in another protocol.
     """
     key = f"{metric}.{figure}"
     having = [[one for one in run["evaluations"] if one["record"].metric == metric and figure in one["record"].values]
@@ -95,33 +95,33 @@ def column(metric: str, figure: str, runs: Sequence[Entry], which: dict[Path, in
     mixed, better = len(used) > 1, direction(figure)
     words = f"{key}: {protocol_line(groups[usual][0], most=40)}"
     if mixed:
-        words = f"{key}: {len(used)} protocols, which don't rank against each other; the section Evaluation has each by itself"
+        words = f"{key}: {len(used)} protocols, which are not comparable; the section Evaluation shows each by itself"
     return {"key": key, "title": f"{title} (protocols differ)" if mixed else title, "better": better, "compares": False,
             "sampled": any(key in one["metrics"] for run in runs for one in run["samplers"]), "mixed": mixed, "words": words,
             "asked": "" if mixed or neutral(figure) else f"{better.replace('er', 'est')} {title}"}
 
 
 def of_one_protocol(records: Sequence[Evaluation], usual: int, which: dict[Path, int]) -> list[Evaluation]:
-    """Those of the usual protocol, or, where there is none, of the newest."""
+    """The records in the usual protocol, or, without any, those in the protocol of the newest."""
     numbers = [which[one.path] for one in records]
     wanted = usual if usual in numbers else numbers[-1] if numbers else None
     return [one for one in records if which[one.path] == wanted]
 
 
 def best_of(figure: str, records: Sequence[Evaluation]) -> float | None:
-    """The best of some records of one protocol; of a figure without a better way the newest."""
+    """The best value in some records of one protocol; the newest if neither higher nor lower is better."""
     values = [one.values[figure] for one in records]
     return values[-1] if values and neutral(figure) else best(figure, values)
 
 
 def protocol_entry(group: Sequence[Evaluation], groups: Sequence[Sequence[Evaluation]]) -> Entry:
-    """A protocol for the page: in few words, whole, and what it differs by from the metric's most used one."""
+    """A protocol for the page: abridged, in full, and its differences from the metric's most used one."""
     first = group[0]
     others = [other for other in groups if other[0].metric == first.metric]
     told = {} if others[0] is group else differences(others[0][0], first)
     return {"metric": first.metric, "line": protocol_line(first), "count": len(others),
             "whole": "\n".join(f"{name}: {value}" for name, value in first.protocol.items())[:4000],
-            "differs": "; ".join(f"{name}: {other} against {own}" for name, (other, own) in told.items())}
+            "differs": "; ".join(f"{name}: {other} vs. {own}" for name, (other, own) in told.items())}
 
 
 def record_entry(record: Evaluation, which: dict[Path, int]) -> Entry:

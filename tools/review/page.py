@@ -1,4 +1,4 @@
-"""From the plain object to one HTML file that needs nothing else: style, scripts, Plotly, data and pictures inside."""
+"""Renders the plain object as one self-contained HTML file: style, scripts, Plotly, data and pictures."""
 from __future__ import annotations
 
 import base64
@@ -14,7 +14,7 @@ from typing import Any
 from ebm.extras import how_to_install
 
 WEB = Path(__file__).with_name("web")
-# In the order they need.
+# In the order in which they depend on each other.
 SCRIPTS = ("view", "query", "table", "charts", "levels", "heatmap", "pictures", "words", "evaluation", "start")
 
 
@@ -30,7 +30,7 @@ def render(content: dict[str, Any], pictures: Sequence[str]) -> str:
                   "form-action 'none'",
         "title": html.escape(f"{content['name']}: report"), "style": (WEB / "page.css").read_text(encoding="utf-8"),
         "content": as_json(content), "pictures": as_json(list(pictures)), **scripts}
-    # In one pass: nothing that is put in is looked at again.
+    # In one pass: nothing inserted is scanned again.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], (WEB / "page.html").read_text(encoding="utf-8"))
 
 
@@ -44,7 +44,7 @@ def plotly() -> str:
 
 
 def keep_open(script: str) -> str:
-    """A script that doesn't end where its text happens to hold the closing tag."""
+    """The script with closing tags in its text escaped, so that none ends it."""
     return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""The grids of samples that a run has drawn while it trained."""
+"""The grids of samples that a run drew during training."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ def read_previews(folder: Path, records: Sequence[Record], *, most: int) -> list
 
 
 def put_preview(preview: dict[str, Any], album: Album, share: Share) -> dict[str, Any] | None:
-    """A preview put into the album; None where it has no room or can't be read."""
+    """Puts a preview into the album; None if it does not fit or can't be read."""
     sheet = album.tiles(preview["path"], preview["grid"], share)
     return sheet and {"images": preview["images"], **sheet}
 
 
 def spread_evenly(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same items in an order whose every beginning is spread evenly: the first, the middle, the quarters, …"""
+    """The items reordered such that any first few of them are spread evenly: the first, the middle, the quarters, …"""
     order: list[int] = []
     parts = 1
     while len(order) < len(items):

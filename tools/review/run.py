@@ -45,7 +45,7 @@ class Limits:
 
 def put_run(point: Point, samplers: Sequence[Point], *, jobs: dict[Path, Job], album: Album, share: Share,
            limits: Limits) -> dict[str, Any]:
-    """A run and its samplers; what can't be read is told to the album's problems."""
+    """A run and its samplers for the page; what can't be read is added to the album's problems."""
     records, problems = read_metrics(point.folder / "metrics.jsonl")
     config, unread = configs.read_config(point.folder)
     state, why = state_of(point, records, jobs.get(point.folder))
@@ -63,7 +63,7 @@ def put_run(point: Point, samplers: Sequence[Point], *, jobs: dict[Path, Job], a
         "held_out": curve(of_event(records, "held_out"), "loss", limit=limits.points),
         "by_sigma": by_level(of_event(records, "loss_by_sigma"), ("loss", "share"), limit=limits.measurements),
         "calibration": by_level(of_event(records, "calibration"), ("explained", "slope", "gain"), limit=limits.measurements)}
-    # In this order the run's share of the album is used up: first what it came to, at last how it came to it.
+    # The order in which the run uses up its share of the album: results first, the way to them last.
     grids = read_previews(point.folder, records, most=limits.previews)
     newest = [put_preview(one, album, share) for one in grids[-1:]]
     content["samplers"] = [one for sampler in samplers for one in put_sampler(
@@ -94,18 +94,18 @@ def by_key(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def command_entry(point: Point) -> dict[str, str]:
-    """``command``: what makes the point again; ``command_note`` where that isn't quite so."""
+    """``command``, which repeats the point, and ``command_note`` if it does not quite."""
     if point.kind == "sample":
         return {"command": shlex.join(["python", f"launch/{point.entry}.py", f"run={quoted(point.run)}",
                                        *(one for one in point.overrides if not one.startswith("label="))])}
     if point.overrides:
         return {"command": shlex.join(["python", "launch/train.py", *point.overrides])}
     return {"command": shlex.join(["python", "launch/sample.py", f"run={quoted(point.folder)}"]),
-            "command_note": "This run's overrides are not recorded (config.yaml has its values); the command samples from it."}
+            "command_note": "This run's overrides are not recorded (config.yaml has its values); this command samples from it."}
 
 
 def run_values(records: Sequence[Record], config: dict[str, Any]) -> dict[str, float | None]:
-    """The numbers of a run in the table; None where nothing was recorded."""
+    """The numbers of a run in the table; None if nothing was recorded."""
     trained, held_out, starts = (of_event(records, event) for event in ("train", "held_out", "start"))
     losses = [one["loss"] for one in held_out if one["loss"] is not None]
     return {
@@ -117,9 +117,9 @@ def run_values(records: Sequence[Record], config: dict[str, Any]) -> dict[str, f
 
 
 def device_hours(records: Sequence[Record]) -> float | None:
-    """Hours times processes, of each start from its beginning to the last record before the next; None if not recorded.
+    """Hours times processes, summed over starts, each up to its last record before the next; None if not recorded.
 
-    What a resumed run has made twice is gone from the records, so it is the least that was spent.
+    It is a lower bound: the records of work that a resumed run repeats are gone.
     """
     total, known = 0.0, False
     began = last = processes = 0.0

@@ -54,7 +54,7 @@ def put_trajectory(protocol: dict[str, Any], folder: Path, album: Album, share: 
     frames, rows = told.get("frames"), number(told.get("rows"))
     good = isinstance(frames, list) and frames and all(isinstance(frame, dict) for frame in frames)
     if not good or not isinstance(frames, list) or not rows or rows < 1:
-        album.problems.append(Problem(str(path), "a trajectory without its rows and frames"))
+        album.problems.append(Problem(str(path), "a trajectory without rows and frames"))
         return None
     kept = [{"step": short(frame.get("step")), "sigma": short(frame.get("sigma"))} for frame in frames]
     return album.frames(path, Grid(len(frames), int(rows), len(frames) * int(rows)), kept, share)

@@ -1,4 +1,4 @@
-"""How a point of a study stands, from what lies in its folder, and from SLURM where that knows its job."""
+"""The state of a study's point: from its folder, and from SLURM if it knows the job."""
 from __future__ import annotations
 
 import time
@@ -12,11 +12,11 @@ from tools.review.records import Record, number, of_event
 STATES = {"COMPLETED": "done", "RUNNING": "running", "COMPLETING": "running", "SUSPENDED": "waiting", "PENDING": "waiting",
           "CONFIGURING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting", "CANCELLED": "stopped"}
 OVER = ("done", "failed", "stopped")
-QUIET = 300.0  # seconds without a record after which a run counts as running no more, unless its records are rarer
+QUIET = 300.0  # seconds without a record after which a run counts as no longer running, unless its records are rarer
 
 
 def state_of(point: Point, records: Sequence[Record], job: Job | None) -> tuple[str, str]:
-    """How a point stands, and why it failed: by what lies in its folder, and by SLURM where that knows it."""
+    """The state of a point, and the reason if it failed or waits: from its folder, and from SLURM if it knows the job."""
     if not point.folder.exists():
         return STATES.get(job.state, "failed") if job else "waiting", job.reason if job and not job.over else ""
     if point.done() and (point.kind == "sample" or point.steps):
@@ -36,11 +36,11 @@ def state_of(point: Point, records: Sequence[Record], job: Job | None) -> tuple[
 
 
 def failure_reason(point: Point) -> str:
-    """Why a point failed, where it left word."""
+    """Why a point failed, if it recorded a reason."""
     try:
         return point.reason()
     except (KeyError, TypeError):
-        return "its failure.json is no record of a failure"
+        return "its failure.json can't be read"
 
 
 def pulse(path: Path, records: Sequence[Record]) -> tuple[float, float]:
