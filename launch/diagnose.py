@@ -45,7 +45,7 @@ ROUNDS = 3  # of prescribing and trying, at most
 
 
 def main(cfg: DictConfig) -> None:
-    """Diagnoses one sampler on one run, and again with what is prescribed where that is asked for."""
+    """Diagnoses a sampler on a run, and with --try also the prescribed one."""
     with contextlib.ExitStack() as stack:
         with checking():
             place(cfg, "run")
@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
             with extra("diagnose", "diagnoses"):
                 from launch.diagnosis import figure
             if world.size > 1:
-                raise ValueError(f"processes: {world.size} are not accepted; a diagnosis takes one, without torchrun")
+                raise ValueError(f"processes: {world.size} are not accepted; a diagnosis uses one, without torchrun")
         start = time.perf_counter()
         with checking(world):
             tracking = tracking_of(cfg)
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
             after, tried = try_cures(cfg, doctor, before) if again else (None, [])
         stack.close()
         if again and after is None:
-            print("--try: nothing was tried, as no other sampler is prescribed", flush=True)
+            print("--try: nothing to try, as no other sampler is prescribed", flush=True)
         about |= {"seconds": round(time.perf_counter() - start, 1)}
         content = diagnosis_record(before, after, about=about | {"tried": tried}, training=findings_of_run(cfg, doctor.images))
         write_diagnosis(content, before, after, folder=Path(cfg.out))
@@ -79,8 +79,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def try_cures(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis | None, list[str]]:
-    """What became of the sampler with what was prescribed, at its best, and the overrides that led there: a cured sampler
-    goes where the sick one did not, and may meet what nobody had measured, so that it is prescribed for anew."""
+    """The best diagnosis with the prescriptions applied, and the overrides that led to it.
+
+    A repaired sampler reaches states that the failing one did not, with faults of their own, so prescribing is repeated.
+    """
     best: tuple[Diagnosis | None, list[str]] = (None, [])
     latest, overrides = before, list[str]()
     for _ in range(ROUNDS):
@@ -92,18 +94,18 @@ def try_cures(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagn
         latest = doctor.diagnose(sampler_with(cfg, overrides))
         if best[0] is None or rank(latest) < rank(best[0]):
             best = latest, overrides
-        if latest.verdicts == ["healthy"] or rank(latest) > rank(best[0] or latest):  # no better: further off the track
+        if latest.verdicts == ["healthy"] or rank(latest) > rank(best[0] or latest):  # not better: it is leading astray
             break
     return best
 
 
 def rank(diagnosis: Diagnosis) -> tuple[bool, float]:
-    """By what two diagnoses are compared: healthy first, then by the end's distance from the data."""
+    """The sort key of diagnoses: healthy first, then by the final distance from the data."""
     return diagnosis.verdicts != ["healthy"], diagnosis.facts.path.records[-1].distance
 
 
 def make_doctor(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, dict[str, Any]]:
-    """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
+    """The doctor with the run's model and held-out images, the sampler, and their description for the record."""
     artist, step = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
     held_out = cfg.held_out is not None or config.data.test is not None
@@ -112,7 +114,7 @@ def make_doctor(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, 
         raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {artist.shape}")
     images = data.images(data.some(plain(cfg, "images", int, least=16)), device=world.device)
     schedule: NoiseSchedule = build(config.schedule, key="schedule")
-    ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # what training has seen enough of
+    ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # levels seen often in training
     doctor = Doctor(model=artist.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
                     precision=artist.precision, seed=artist.seed, tell=tell)
     settings = OmegaConf.to_container(cfg.sampler, resolve=True)
@@ -123,7 +125,7 @@ def make_doctor(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, 
 
 
 def sampler_with(cfg: DictConfig, overrides: list[str]) -> Any:
-    """The sampler of the same command line with ``overrides`` after it."""
+    """The sampler of the same command line with ``overrides`` appended."""
     given = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith(("try=", "out="))]
     if any(o.startswith("sampler=") for o in overrides):  # another sampler has other settings
         given = [o for o in given if not o.startswith(("sampler=", "sampler.", "sampler/"))]
@@ -131,7 +133,7 @@ def sampler_with(cfg: DictConfig, overrides: list[str]) -> Any:
 
 
 def findings_of_run(cfg: DictConfig, images: torch.Tensor) -> list[Finding]:
-    """What the run itself shows: its data, its average of weights, its loss and how it ended."""
+    """Findings about the run itself: its data, weight average, loss and end."""
     folder = RunFolder(Path(cfg.run))
     config, past = folder.config(), list(read(folder.metrics_file))
     found: list[Finding | None] = []

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the page of the journey, docs/journey.md, from its study: `python launch/journey.py <study folder> [--out docs]`.
 
-`python launch/sweep.py -m sweep=journey` calls it when its jobs have ended. A diagnosis that is there is not made again.
+`python launch/sweep.py -m sweep=journey` calls it when its jobs have ended. A diagnosis that exists is not repeated.
 """
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from launch.job.process import leave_verdict
 from launch.run.folder import RunFolder
 from launch.study.point import read_study
 
-SHOWN, COMPARED = 25, 64  # images in a picture and of a distance
+SHOWN, COMPARED = 25, 64  # images in a picture and for a distance
 
 
 def main() -> None:
-    """Diagnoses every step and writes the page; exits with 2 and one line where the study isn't the journey, whole."""
+    """Diagnoses every step and writes the page; exits with 2 and one line if the study isn't a complete journey."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the study's folder, which sweep.py has named")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="where journey.md and its pictures go (docs)")
+    parser.add_argument("folder", type=Path, help="the study's folder, as sweep.py printed it")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="where to write journey.md and its pictures (docs)")
     options = parser.parse_args()
     try:
         study = read_study(options.folder)
@@ -59,14 +59,14 @@ def main() -> None:
     for name, record in records.items():
         large = load_images(record)[:SHOWN].repeat(2, axis=1).repeat(2, axis=2)
         save_grid(to_float(torch.from_numpy(large).permute(0, 3, 1, 2)), pictures / f"{file_name(name)}.png")
-        with Image.open(Path(record["folder"]) / "diagnosis" / "diagnosis.png") as figure:  # in fewer colours, for a page
+        with Image.open(Path(record["folder"]) / "diagnosis" / "diagnosis.png") as figure:  # fewer colours: a small page
             figure.convert("RGB").quantize(128).save(pictures / f"{file_name(name)}-diagnosis.png", optimize=True)
     write_atomically(options.out / "journey.md", page_text(records, study).encode())
     print(f"written: {options.out / 'journey.md'}")
 
 
 def diagnose_step(point: dict[str, Any]) -> Record:
-    """One step's diagnosis, made where there is none, with what its pictures show."""
+    """The diagnosis of a step, made if there is none, with measurements of its samples."""
     folder = Path(point["folder"])
     run, out = folder.parents[1], folder / "diagnosis"
     if not (out / "diagnosis.json").exists():
@@ -95,24 +95,24 @@ def diagnose_step(point: dict[str, Any]) -> Record:
 
 
 def image_files(folder: str) -> list[Path]:
-    """A sampling's file, if it is there."""
+    """The file of a sampling, if it is there."""
     return sorted(Path(folder).glob("*.npz"))
 
 
 def load_images(record: Record) -> np.ndarray:
-    """The images drawn, uint8 (n, H, W, C)."""
+    """The samples, uint8 (n, H, W, C)."""
     with np.load(image_files(record["folder"])[0]) as content:
         drawn: np.ndarray = content["images"]
     return drawn
 
 
 def file_name(name: str) -> str:
-    """A step's name in those of files."""
+    """A step's name as part of file names."""
     return name.split("/")[1]
 
 
 def page_text(records: dict[str, Record], study: dict[str, Any]) -> str:
-    """The whole page in Markdown."""
+    """The page in Markdown."""
     first = next(iter(records.values()))
     rows = [f"| {number}. [{STEPS[name].title}](#{number}-{anchor(STEPS[name].title)}) | {record['training']['images']:,} | "
             f"{record['training']['loss'][0]:.3f} → {record['training']['loss'][1]:.3f} | {', '.join(record['verdicts'])} | "
@@ -127,12 +127,12 @@ def page_text(records: dict[str, Record], study: dict[str, Any]) -> str:
 
 
 def anchor(title: str) -> str:
-    """The name that Markdown gives to a title."""
+    """The anchor that Markdown gives to a title."""
     return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c == "-")
 
 
 def section_text(number: int, name: str, record: Record) -> str:
-    """One step."""
+    """The section of one step."""
     told, folder = STEPS[name], Path(record["folder"]) / "diagnosis"
     said = f"By hand: *{told.by_hand}*\n\n{told.judge(record)}\n\n" if told.judge else ""
     return SECTION.format(number=number, title=told.title, change=told.change, said=said, name=file_name(name),

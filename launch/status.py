@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How a study stands: `python launch/status.py [study folder]`, the newest of runs/studies if none is given."""
+"""Shows the state of a study: `python launch/status.py [study folder]`; by default the newest in runs/studies."""
 from __future__ import annotations
 
 import argparse
@@ -29,11 +29,12 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="a study's folder")
-    parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="seconds", help="refreshed until Ctrl-C (5)")
-    parser.add_argument("--logs", metavar="point", help="the last lines of this point's logs: its number, job or label")
+    parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="seconds",
+                        help="refresh at this interval until Ctrl-C (5)")
+    parser.add_argument("--logs", metavar="point", help="show the last lines of a point's logs; give its number, job or label")
     parser.add_argument("--lines", type=int, default=30, help="lines of each log (30)")
-    parser.add_argument("--cancel", action="store_true", help="end the study's jobs; each saves first")
-    parser.add_argument("--resubmit", choices=["failed"], help="queue again what is neither done nor queued")
+    parser.add_argument("--cancel", action="store_true", help="cancel the study's jobs; each saves first")
+    parser.add_argument("--resubmit", choices=["failed"], help="queue again all points that are neither done nor queued")
     return parser.parse_args()
 
 
@@ -55,7 +56,7 @@ def main() -> None:
                     time.sleep(options.watch)
                     try:
                         live.update(state_table(folder, study))
-                    except OSError as error:  # a controller that is busy or restarts: the next time, perhaps
+                    except OSError as error:  # a busy or restarting controller: perhaps it answers the next time
                         live.update(Text(str(error), style="yellow"))
         else:
             Console(width=None if sys.stdout.isatty() else 200).print(state_table(folder, study))
@@ -67,21 +68,21 @@ def main() -> None:
 
 
 def newest_study() -> Path:
-    """The study submitted last to the default store; raises FileNotFoundError where there is none."""
+    """The last study submitted to the default store; raises FileNotFoundError if there is none."""
     studies = Path(OmegaConf.load(Path(__file__).parents[1] / "configs" / "sweep.yaml").store) / "studies"
     found = sorted(studies.glob("*/study.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"folder: no study in {studies}; give the folder that sweep.py has named")
+        raise FileNotFoundError(f"folder: no study in {studies}; give the folder that sweep.py printed")
     return found[-1].parent
 
 
 def job_numbers(study: dict[str, Any]) -> list[str]:
-    """The jobs of SLURM that the study's points are, its own and those of others."""
+    """The SLURM jobs of the study's points, its own and other studies'."""
     return [point["job"] for point in study["points"] if point["job"][:1].isdigit()]
 
 
 def state_table(folder: Path, study: dict[str, Any]) -> Group:
-    """Every point with its state, and below, why what failed has failed."""
+    """A table of all points with their states, and below it the reasons of failures."""
     columns = ("#", "point", "job", "state", "step", "loss", "images/s", "restarts", "node", "time left")
     made = Table(*columns, title=f"{folder}  ({study['created']})", title_justify="left")
     jobs = cluster.jobs(job_numbers(study)) if job_numbers(study) else {}
@@ -104,9 +105,9 @@ def state_table(folder: Path, study: dict[str, Any]) -> Group:
 
 
 def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
-    """Why a job waits or has failed, with the last lines of the failing rank's log."""
+    """Why a job is waiting or has failed, with the last lines of the failing rank's log."""
     if job.state == "PENDING":
-        return f"waits: {job.reason}" if job.reason not in ("", "None") else ""
+        return f"waiting: {job.reason}" if job.reason not in ("", "None") else ""
     if job.state not in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"):
         return ""
     why = as_point(point).reason() or f"exit code {job.code}"
@@ -115,18 +116,18 @@ def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
 
 
 def error_logs(folder: Path, point: dict[str, Any], why: str) -> list[Path]:
-    """The error log of the rank that a reason names, else of rank 0."""
+    """The error logs of the rank that the reason names, else of rank 0."""
     rank = why.split()[1] if why.startswith("rank ") else "0"
     return sorted((folder / "logs").glob(f"{point['job'].removeprefix(here.LOCAL)}_{rank}_log.err"))
 
 
 def log_ends(folder: Path, study: dict[str, Any], which: str, count: int) -> str:
-    """The ends of all logs of one point; raises ValueError where there is none of that name."""
+    """The ends of all logs of one point; raises ValueError if there is no such point."""
     found = [point for index, point in enumerate(study["points"])
              if which in (str(index), point["job"], point["label"])]
     if not found:
         most = len(study["points"]) - 1
-        raise ValueError(f"--logs: {which!r} is not accepted; give a number from 0 to {most}, a job or a label")
+        raise ValueError(f"--logs: {which!r} is not accepted; it must be a number from 0 to {most}, a job or a label")
     paths = sorted((folder / "logs").glob(f"{found[0]['job'].removeprefix(here.LOCAL)}_*_log.*"))
     return "\n".join(f"== {path}\n" + "\n".join(tail(path, count)) for path in paths) or "no logs yet"
 
@@ -137,7 +138,7 @@ def clock_text(seconds: float) -> str:
 
 
 def cancel(folder: Path, study: dict[str, Any]) -> None:
-    """Ends the study's jobs that still wait or run."""
+    """Cancels the study's waiting and running jobs."""
     own = job_numbers(study)
     alive = [number for number, job in cluster.jobs(own).items() if not job.over and number in own]
     if alive:
@@ -146,8 +147,7 @@ def cancel(folder: Path, study: dict[str, Any]) -> None:
 
 
 def resubmit_command(folder: Path, study: dict[str, Any]) -> list[str]:
-    """The command that queues what is missing, with the study's own points and code, and the cluster's settings as they are
-    now."""
+    """The command that queues the missing points of the study, with its own code and the cluster's present settings."""
     entry = str(Path(__file__).with_name("sweep.py"))
     return [sys.executable, entry, *study["command"], f"code={study['code']}", f"again={quoted(folder.resolve())}"]
 

@@ -39,7 +39,7 @@ from launch.tracking.track import mirroring, tracking_of
 
 
 def main(cfg: DictConfig) -> None:
-    """Trains one run to its end, or to the next step after a signal asks it to stop."""
+    """Trains a run to its end, or until the step after a signal to stop."""
     asked = catch_stops()
     start = Start()
     start.ended("imports")
@@ -91,19 +91,19 @@ def main(cfg: DictConfig) -> None:
         # As a shell reports a signal, so that what was to follow the training does not.
         how, code = ("trained", 0) if done else ("stopped", 128 + (asked or [signal.SIGTERM])[-1])
         if world.is_main:
-            if trainer.step > begun or not metrics.ended():  # a kill may have come between the last step and this word
+            if trainer.step > begun or not metrics.ended():  # the last start may have been killed before this record
                 metrics.write("end", step=trainer.step, images=trainer.images, how=how)
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
             if not done:
                 leave_verdict("again")
                 mirror.end(how, code=code)
-        world.everyone(None)  # nobody leaves before rank 0 has done all that: the first to leave ends all
+        world.everyone(None)  # rank 0 must be done with all that before anyone exits: the first to exit ends all
     if code:
         raise SystemExit(code)
 
 
 def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metrics: Metrics) -> Callable[[], None]:
-    """``beat``, which also notes how long the start has taken as soon as the first step is over."""
+    """``beat``, which after the first step also records how long the start has taken."""
     begun, code = trainer.step, version() if trainer.world.is_main else ""
 
     def alive() -> None:
@@ -120,15 +120,15 @@ def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metric
 
 
 def catch_stops() -> list[int]:
-    """The signals that have asked this process to stop, as they come; a second Ctrl-C ends it at once."""
+    """Catches the signals to stop and returns the list to which they are added; a second Ctrl-C ends the process at once."""
     asked: list[int] = []
 
     def take(received: int, frame: FrameType | None) -> None:
-        # torchrun passes on the Ctrl-C that its workers have had from the terminal: there the second means nothing.
+        # torchrun forwards the Ctrl-C that its workers have already had from the terminal: there a second one means nothing.
         if received == signal.SIGINT and asked and "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.default_int_handler(received, frame)
         if not asked and os.environ.get("RANK", "0") == "0":
-            os.write(2, b"\nstopping: this step is finished and saved first\n")  # print is not safe in a handler
+            os.write(2, b"\nstopping after this step is finished and saved\n")  # print is not safe in a handler
         asked.append(received)
 
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
@@ -138,9 +138,9 @@ def catch_stops() -> list[int]:
 
 
 def claim(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, steps: int) -> Path | None:
-    """Makes the folder this run's own, as long as ``stack`` lasts; path of the checkpoint to go on from, if there is one.
+    """Claims the folder for this run as long as ``stack`` lasts; the path of the checkpoint to resume from, if there is one.
 
-    Rank 0 alone does this.
+    For rank 0 alone.
     """
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # its last start may still be dying on another node
     stack.enter_context(folder.held(wait_seconds=90 if requeued else 0))
@@ -150,7 +150,7 @@ def claim(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, st
 
 
 def resume(trainer: Trainer, folder: RunFolder, path: Path | None) -> None:
-    """Takes up the checkpoint at ``path``, if there is one, and cuts the metrics back to it."""
+    """Restores the checkpoint at ``path``, if there is one, and truncates the metrics to its step."""
     if path is not None:
         trainer.restore(load(path, trainer.world.device))
     if trainer.world.is_main:

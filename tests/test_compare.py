@@ -167,7 +167,7 @@ def test_damaged_records_are_named_and_the_others_ranked(three: list[Path]) -> N
     (["nowhere", "--metric", "fid"], "folder: nowhere: no such folder"),
     (["{empty}", "--metric", "fid"], "folder: no records of evaluations in {empty}; python launch/evaluate.py"),
     (["{runs}", "--metric", "fud"], "--metric: 'fud' is not accepted; these records have fid, precision, kid"),
-    (["{runs}", "--metric", "fid_stderr"], "--figure: 'fid_stderr' is not accepted"),
+    (["{runs}", "--metric", "fid_stderr"], "--metric: 'fid_stderr' is not accepted"),
     (["{runs}", "--metric", "fid", "--by", "joules"], "no record of fid has its cost in joules per image; metrics=[cost]"),
     (["{runs}", "--metric", "fid", "--out", "a.png"], "--out: it needs --by"),
     (["{runs}", "--metric", "fid", "--by", "nfe", "--out", "a.pdf"], "it must end in .png"),

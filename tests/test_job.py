@@ -111,7 +111,7 @@ def test_a_node_whose_gpus_are_not_there_is_avoided(
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_STEP_GPUS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    refused = pytest.raises(OSError, match=f"gives this job 8 GPUs, and PyTorch finds {found}")
+    refused = pytest.raises(OSError, match=f"gives this job 8 GPUs, but PyTorch finds {found}")
     with contextlib.nullcontext() if fit else refused, preflight.meeting("auto"):
         pass
     assert (tmp_path / "verdict").exists() != fit
@@ -141,4 +141,5 @@ def test_what_an_epilogue_wrote_hides_no_later_refusal(tmp_path: Path, monkeypat
         raise Refused(2, "no such file")
     assert json.loads((tmp_path / "failure.json").read_text())["error"] == "no such file"
     epilogue.note_failure(tmp_path, "no progress over 3 restarts")
-    assert json.loads((tmp_path / "failure.json").read_text())["error"] == "no progress over 3 restarts; at last: no such file"
+    content = json.loads((tmp_path / "failure.json").read_text())
+    assert content["error"] == "no progress over 3 restarts; last error: no such file"

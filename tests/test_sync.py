@@ -173,7 +173,7 @@ def test_a_file_that_takes_too_long_is_given_up(study: Path, call: Call) -> None
 def test_without_a_key_nobody_is_asked(study: Path, call: Call) -> None:
     done = call(study, WANDB_API_KEY="")
     assert done.returncode == 2
-    assert "set WANDB_API_KEY or call `wandb login` once" in done.stderr.splitlines()[-1]
+    assert "set WANDB_API_KEY or run `wandb login` once" in done.stderr.splitlines()[-1]
 
 
 def test_dry_runs_list_in_order_and_send_nothing(study: Path, server: Server, call: Call) -> None:

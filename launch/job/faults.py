@@ -73,8 +73,8 @@ def missing_value(error: Exception) -> str:
 def record_failures(folder: Path) -> Iterator[None]:
     """Context whose failure is written to ``folder``/failure.json by the first process that fails.
 
-    A command line that is refused has told whoever typed it, and says nothing about the run in the folder; a study's has nobody
-    else to tell. An exception nobody expected ends the process at once: what it would wait for may never come.
+    A refused command line is not written down: whoever typed it has read why. That of a study's job is, as nobody has. An
+    unexpected exception ends the process at once: what it would wait for may never come.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def record_failures(folder: Path) -> Iterator[None]:
 
         from ebm.train.distributed import lost_peer
 
-        if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
+        if not lost_peer(error):  # the lost process has recorded its own reason, or nobody knows it
             broken = isinstance(error, torch.AcceleratorError)  # a GPU that fell off the bus, as likely as a kernel's fault
             leave_verdict(f"avoid {node_name()}" if broken else "failed")
             write_failure(folder, f"{type(error).__name__}: {error}", text)
@@ -98,7 +98,7 @@ def record_failures(folder: Path) -> Iterator[None]:
 
 
 def write_failure(folder: Path, error: str, text: str = "") -> None:
-    """Writes failure.json unless another process of this start has, or there is neither run nor job yet."""
+    """Writes failure.json unless another process of this start has, or there is neither a run nor a job yet."""
     path = folder / "failure.json"
     with contextlib.suppress(OSError, ValueError):
         if json.loads(path.read_text()).get("start") == start_name():
@@ -114,10 +114,10 @@ def write_failure(folder: Path, error: str, text: str = "") -> None:
 
 @contextlib.contextmanager
 def watchdog(folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
-    """Context that gives a function to be called again within ``seconds``, or all threads' stacks are written to the
+    """Context with a function that must be called at least every ``seconds``; else the stacks of all threads are written to the
     folder and the process ends.
 
-    Python's faulthandler watches from a thread of C, so that even a call that never gives Python back is ended.
+    Python's faulthandler watches from a C thread, so even a call that never returns to Python is ended.
     """
     with open(folder / f"stacks-rank{os.environ.get('RANK', '0')}.txt", "a", encoding="utf-8") as file:
         armed = -math.inf

@@ -1,4 +1,4 @@
-"""Whether a config can be made into a run or a sampling, tried without their memory or time."""
+"""Checks that a config can become a run or a sampling, without their memory or time."""
 from __future__ import annotations
 
 import contextlib
@@ -21,25 +21,24 @@ from launch.job.faults import missing_value
 from launch.run.make import open_dataset, open_datasets
 from launch.tracking.track import tracking_of
 
-KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load for images of a shape, once for all points
+KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load, by image shape, once for all points
 
 
 def check(kind: str, text: str) -> tuple[str, int, int] | None:
-    """Tries a config in YAML: a "train" one, for SHA-256 of its data, its steps and its batch, a "sample" one with the model it
-    is to draw from, or what an "evaluate" one measures.
+    """Checks a config in YAML, of a "train", "sample" or "evaluate" point.
 
-    Raises ValueError, naming the key, where no run can be made of it.
+    For "train", returns the SHA-256 of the data, the number of steps and the batch. Raises ValueError, naming the key.
     """
     try:
         if kind == "evaluate":
             return check_metrics(text)
         return check_run(text) if kind == "train" else check_sampler(text)
-    except (OSError, OmegaConfBaseException) as error:  # which not all come whole from one process to another
+    except (OSError, OmegaConfBaseException) as error:  # not all of them can be pickled
         raise ValueError(missing_value(error) or str(error)) from None
 
 
 def check_run(text: str) -> tuple[str, int, int]:
-    """SHA-256 of a run's data, number of its steps, and its batch."""
+    """The SHA-256 of a run's data, the number of steps, and the batch."""
     cfg = parse(text)
     tracking_of(cfg)
     budget = check_settings(cfg)
@@ -52,19 +51,19 @@ def check_run(text: str) -> tuple[str, int, int]:
 
 @functools.lru_cache(None)
 def cached_datasets(text: str) -> tuple[Dataset, Dataset | None]:
-    """The training images and the held-out ones, which fit them: each pair once, whatever the number of points."""
+    """The training images and the held-out ones of the same shape, each pair opened once for all points."""
     return open_datasets(parse(text))
 
 
 @functools.lru_cache(None)
 def build_once(name: str, text: str) -> None:
-    """Builds a part of a config, to see whether it can be."""
+    """Builds a part of a config to check it."""
     build(parse(text), key=name)
 
 
 @functools.lru_cache(None)
 def build_on_meta(text: str) -> Preconditioned:
-    """A model without memory or time of its own."""
+    """The model on the meta device, which takes neither memory nor time."""
     with torch.device("meta"):
         model: Preconditioned = build(parse(text), key="model")
     return model
@@ -72,7 +71,7 @@ def build_on_meta(text: str) -> Preconditioned:
 
 @functools.lru_cache(None)
 def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
-    """Holds a model against the images' shape and what is to train it, once for all points that have it."""
+    """Checks a model against the images' shape and its objective, once for all points that have it."""
     model = build_on_meta(text)
     check_shapes(model, shape)
     build(parse(objective), key="objective").check(model, shape)
@@ -80,7 +79,7 @@ def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
 
 @functools.lru_cache(None)
 def check_sampler(text: str) -> None:
-    """Builds a sampler and begins a trajectory, which is when samplers check their values and their model."""
+    """Builds a sampler and begins a trajectory, which makes it check its values and its model."""
     cfg = parse(text)
     with naming("sample."):
         seed(cfg)
@@ -95,8 +94,8 @@ def check_sampler(text: str) -> None:
 
 @functools.lru_cache(None)
 def check_metrics(text: str) -> None:
-    """Has the metrics asked for check all that they will check of the ``run`` when it is trained."""
-    from launch.drawing.artist import Artist  # most studies measure nothing
+    """Has the selected metrics check everything that they will check of the trained ``run``."""
+    from launch.drawing.artist import Artist  # only here: most studies measure nothing
     from launch.metrics.chosen import chosen, named
     from launch.metrics.evaluation import Work
 
@@ -105,7 +104,7 @@ def check_metrics(text: str) -> None:
     train, test = cached_datasets(OmegaConf.to_yaml({"data": {"train": run.data.train, "test": run.data.test}}))
     train = train if asked.train is None else open_dataset(asked, "train")
     test = test if asked.held_out is None else open_dataset(asked, "held_out")
-    # One that draws nothing, so that samplers and seeds, of which nothing here depends, are not checked again and again.
+    # It draws nothing, so that samplers and seeds, on which nothing here depends, are not checked repeatedly.
     artist = Artist(model=build_on_meta(OmegaConf.to_yaml(run.model)), sampler=lambda *_, **__: iter(()), shape=train.shape,
                     seed=0, precision=Precision(name="fp32"), device=device)
     work = Work(artist=artist, world=World(rank=0, size=1, device=device), cfg=asked, config=run, train=train, held_out=test,
@@ -117,7 +116,7 @@ def check_metrics(text: str) -> None:
 
 @contextlib.contextmanager
 def naming_samples() -> Iterator[None]:
-    """Context in which a refusal of what is drawn begins with its place in a study's config."""
+    """Context in which errors about n and batch name them as in a study's config: sample.n, sample.batch."""
     try:
         yield
     except ValueError as error:
