@@ -33,54 +33,56 @@ from ebm.train.metrics import read
 from launch.config.build import build, place, plain
 from launch.config.override import key
 from launch.config.settings import setting
-from launch.diagnosis.words import record, words, write
+from launch.diagnosis.words import diagnosis_record, paragraph, write_diagnosis
 from launch.drawing.sampling import prepare
 from launch.entry import run
-from launch.job.faults import checking, recorded
+from launch.job.faults import checking, record_failures
 from launch.run.folder import RunFolder
-from launch.run.make import opened
-from launch.tracking.track import publish, tracked
+from launch.run.make import open_dataset
+from launch.tracking.track import publish, tracking_of
 
 ROUNDS = 3  # of prescribing and trying, at most
 
 
 def main(cfg: DictConfig) -> None:
-    """Diagnoses one sampler on one run, and again with what is prescribed where that is asked for."""
+    """Diagnoses a sampler on a run, and with --try also the prescribed one."""
     with contextlib.ExitStack() as stack:
         with checking():
             place(cfg, "run")
             out = place(cfg, "out")
-        stack.enter_context(recorded(out))
+        stack.enter_context(record_failures(out))
         with checking():
             timeout = setting(cfg, "timeout_seconds")
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout, peers_seconds=timeout))
             with extra("diagnose", "diagnoses"):
                 from launch.diagnosis import figure
             if world.size > 1:
-                raise ValueError(f"processes: {world.size} are not accepted; a diagnosis takes one, without torchrun")
+                raise ValueError(f"processes: {world.size} are not accepted; a diagnosis uses one, without torchrun")
         start = time.perf_counter()
         with checking(world):
-            tracking = tracked(cfg)
+            tracking = tracking_of(cfg)
             again = plain(cfg, "try", bool)
-            doctor, sampler, about = consulted(cfg, world, stack.enter_context(figure.progress()))
+            doctor, sampler, about = make_doctor(cfg, world, stack.enter_context(figure.progress_bars()))
             Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
         with checking():
             before = doctor.diagnose(sampler)
-            after, tried = cured(cfg, doctor, before) if again else (None, [])
+            after, tried = try_cures(cfg, doctor, before) if again else (None, [])
         stack.close()
         if again and after is None:
-            print("--try: nothing was tried, as no other sampler is prescribed", flush=True)
+            print("--try: nothing to try, as no other sampler is prescribed", flush=True)
         about |= {"seconds": round(time.perf_counter() - start, 1)}
-        content = record(before, after, about=about | {"tried": tried}, training=failings(cfg, doctor.images))
-        write(content, before, after, folder=Path(cfg.out))
-        figure.show(content, words(content), Path(cfg.out))
+        content = diagnosis_record(before, after, about=about | {"tried": tried}, training=findings_of_run(cfg, doctor.images))
+        write_diagnosis(content, before, after, folder=Path(cfg.out))
+        figure.print_diagnosis(content, paragraph(content), Path(cfg.out))
         name = f"{Path(cfg.run).resolve().name} {content['sampler']} diagnosis"
         publish(tracking, Path(cfg.out) / "diagnosis.json", name=name, kind="diagnose", config=cfg)
 
 
-def cured(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis | None, list[str]]:
-    """What became of the sampler with what was prescribed, at its best, and the overrides that led there: a cured sampler
-    goes where the sick one did not, and may meet what nobody had measured, so that it is prescribed for anew."""
+def try_cures(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis | None, list[str]]:
+    """The best diagnosis with the prescriptions applied, and the overrides that led to it.
+
+    A repaired sampler reaches states that the failing one did not, with faults of their own, so prescribing is repeated.
+    """
     best: tuple[Diagnosis | None, list[str]] = (None, [])
     latest, overrides = before, list[str]()
     for _ in range(ROUNDS):
@@ -89,30 +91,30 @@ def cured(cfg: DictConfig, doctor: Doctor, before: Diagnosis) -> tuple[Diagnosis
             break
         kept = [] if cure.choices else [one for one in overrides if key(one) not in {*map(key, cure.overrides)}]
         overrides = [*kept, *cure.overrides]
-        latest = doctor.diagnose(repeated(cfg, overrides))
-        if best[0] is None or order(latest) < order(best[0]):
+        latest = doctor.diagnose(sampler_with(cfg, overrides))
+        if best[0] is None or rank(latest) < rank(best[0]):
             best = latest, overrides
-        if latest.verdicts == ["healthy"] or order(latest) > order(best[0] or latest):  # no better: further off the track
+        if latest.verdicts == ["healthy"] or rank(latest) > rank(best[0] or latest):  # not better: it is leading astray
             break
     return best
 
 
-def order(diagnosis: Diagnosis) -> tuple[bool, float]:
-    """By what two diagnoses are compared: healthy first, then by the end's distance from the data."""
+def rank(diagnosis: Diagnosis) -> tuple[bool, float]:
+    """The sort key of diagnoses: healthy first, then by the final distance from the data."""
     return diagnosis.verdicts != ["healthy"], diagnosis.facts.path.records[-1].distance
 
 
-def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, dict[str, Any]]:
-    """The doctor with the run's model and held-out images, the sampler, and what the record says about them."""
+def make_doctor(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, dict[str, Any]]:
+    """The doctor with the run's model and held-out images, the sampler, and their description for the record."""
     pipeline = prepare(cfg, world)
     config = RunFolder(Path(cfg.run)).config()
     held_out = cfg.held_out is not None or config.data.test is not None
-    data = opened(cfg, "held_out") if cfg.held_out is not None else Dataset.open(config.data.test or config.data.train)
+    data = open_dataset(cfg, "held_out") if cfg.held_out is not None else Dataset.open(config.data.test or config.data.train)
     if data.shape != pipeline.shape:
         raise ValueError(f"held_out: images of {data.shape} are not accepted; the run's are {pipeline.shape}")
     images = data.images(data.random_subset(plain(cfg, "images", int, least=16)), device=world.device)
     schedule: NoiseSchedule = build(config.schedule, key="schedule")
-    ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # what training has seen enough of
+    ends = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()  # levels seen often in training
     doctor = Doctor(model=pipeline.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
                     precision=pipeline.precision, seed=pipeline.seed, tell=tell)
     settings = OmegaConf.to_container(cfg.sampler, resolve=True)
@@ -122,16 +124,16 @@ def consulted(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, di
     return doctor, pipeline.sampler, about
 
 
-def repeated(cfg: DictConfig, overrides: list[str]) -> Any:
-    """The sampler of the same command line with ``overrides`` after it."""
+def sampler_with(cfg: DictConfig, overrides: list[str]) -> Any:
+    """The sampler of the same command line with ``overrides`` appended."""
     given = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith(("try=", "out="))]
     if any(o.startswith("sampler=") for o in overrides):  # another sampler has other settings
         given = [o for o in given if not o.startswith(("sampler=", "sampler.", "sampler/"))]
     return build(compose("diagnose", overrides=[*given, *overrides]).sampler, key="sampler")
 
 
-def failings(cfg: DictConfig, images: torch.Tensor) -> list[Finding]:
-    """What the run itself shows: its data, its average of weights, its loss and how it ended."""
+def findings_of_run(cfg: DictConfig, images: torch.Tensor) -> list[Finding]:
+    """Findings about the run itself: its data, weight average, loss and end."""
     folder = RunFolder(Path(cfg.run))
     config, past = folder.config(), list(read(folder.metrics_file))
     found: list[Finding | None] = []

@@ -31,14 +31,14 @@ from launch.config.build import place, plain
 from launch.drawing.batches import digest
 from launch.drawing.sampling import check_agreement, identity, prepare, sample_stem
 from launch.entry import run
-from launch.job.faults import BAD_INPUT, Refused, checking, recorded
+from launch.job.faults import BAD_INPUT, Refused, checking, record_failures
 from launch.job.preflight import processes
-from launch.job.process import STOP_SIGNALS, verdict
+from launch.job.process import STOP_SIGNALS, leave_verdict
 from launch.metrics.evaluation import Metric, Work, write_record
 from launch.metrics.selection import naming_argument, select_metrics
 from launch.run.folder import RunFolder
-from launch.run.make import opened
-from launch.tracking.track import Tracking, publish, tracked
+from launch.run.make import open_dataset
+from launch.tracking.track import Tracking, publish, tracking_of
 
 
 def main(cfg: DictConfig) -> None:
@@ -48,12 +48,12 @@ def main(cfg: DictConfig) -> None:
         with checking():
             place(cfg, "run")
             failures = place(cfg, "out" if cfg.label is None else "samples")  # a point of a study is its samples
-        stack.enter_context(recorded(failures))
+        stack.enter_context(record_failures(failures))
         with checking():
             metrics = select_metrics(cfg)
         world = stack.enter_context(processes(cfg))
         with checking(world):
-            tracking = tracked(cfg)
+            tracking = tracking_of(cfg)
             work = prepare_work(cfg, world)
             if cfg.label is not None and Path(plain(cfg, "label", str)).name != cfg.label:
                 raise ValueError(f"label: {cfg.label!r} is not accepted; it is part of a file's name")
@@ -81,9 +81,9 @@ def prepare_work(cfg: DictConfig, world: World) -> Work:
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
     plain(cfg, "again", bool)
-    train = Dataset.open(config.data.train) if cfg.train is None else opened(cfg, "train")
+    train = Dataset.open(config.data.train) if cfg.train is None else open_dataset(cfg, "train")
     own = None if config.data.test is None else Dataset.open(config.data.test)
-    test = own if cfg.held_out is None else opened(cfg, "held_out")
+    test = own if cfg.held_out is None else open_dataset(cfg, "held_out")
     for key, data in {"train": train, "held_out": test}.items():
         if data is not None and data.shape != pipeline.shape:
             raise ValueError(f"{key}: images of {data.shape} are not accepted; the run's are {pipeline.shape}")
@@ -107,7 +107,7 @@ def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
             figures = metric(work)
     except ValueError as error:  # the others notice that this process is gone
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        verdict("failed")  # it would end so again
+        leave_verdict("failed")  # it would end so again
         raise Refused(BAD_INPUT, str(error)) from error
     if metric.of_samples:
         work.samples()  # on every process, since the record tells of them

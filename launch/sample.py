@@ -22,10 +22,10 @@ from launch.config.build import place, plain
 from launch.drawing.sampling import check_agreement, draw_batches, prepare, write_samples
 from launch.drawing.task import assign_task
 from launch.entry import run
-from launch.job.faults import checking, recorded
+from launch.job.faults import checking, record_failures
 from launch.job.preflight import processes
 from launch.job.process import STOP_SIGNALS
-from launch.tracking.track import publish, tracked
+from launch.tracking.track import publish, tracking_of
 
 
 def main(cfg: DictConfig) -> None:
@@ -35,10 +35,10 @@ def main(cfg: DictConfig) -> None:
         with checking():
             place(cfg, "run")
             out = place(cfg, "out")
-        stack.enter_context(recorded(out))
+        stack.enter_context(record_failures(out))
         world = stack.enter_context(processes(cfg))
         with checking(world):
-            tracking = tracked(cfg)
+            tracking = tracking_of(cfg)
             pipeline = prepare(cfg, world)
             pipeline = assign_task(cfg, pipeline, lambda other: prepare(other, world))
             for key in ("n", "batch"):

@@ -14,27 +14,27 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-import launch.study.launcher  # noqa: F401  (makes itself known to Hydra)
+import launch.study.launcher  # noqa: F401  (registers itself with Hydra)
 from launch.entry import run
 from launch.job.faults import checking, refuse
 
 
 def main(cfg: DictConfig) -> None:
-    """Reached without -m alone."""
+    """Refuses a call without -m, which is the only one that reaches it."""
     refuse("a study is a multirun: python launch/sweep.py -m [overrides]; one run: python launch/train.py")
 
 
 def with_study(arguments: list[str]) -> list[str]:
-    """The command line, with the default study where it names none and gives no key several values."""
+    """The command line, with the default study if it names none and gives no key several values."""
     if not {"-m", "--multirun"} & set(arguments):
         return arguments
     given = [one for one in arguments if "=" in one and not one.startswith("-")]
     try:
         overrides = OverridesParser.create().parse_overrides(given)
-    except HydraException:  # which Hydra says itself, on its way
+    except HydraException:  # which Hydra reports itself
         return arguments
     if any(one.key_or_group == "store" and not one.value() for one in overrides):
-        refuse("store: nothing is not accepted; it must be a path")  # Hydra would make a folder at the root
+        refuse("store: must not be empty")  # Hydra would make a folder at the root
     if any(one.key_or_group == "sweep" or one.is_sweep_override() for one in overrides):
         return arguments
     return [*arguments, "sweep=default"]
@@ -42,6 +42,6 @@ def with_study(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     with checking():
-        # `+sweep=` is how Hydra's users write it; here it has a place in the defaults, where + is not accepted.
+        # Hydra's users are used to `+sweep=`; here the group is in the defaults list, where + is not accepted.
         sys.argv[1:] = with_study([one.removeprefix("+") if one.startswith("+sweep=") else one for one in sys.argv[1:]])
         run(main, config="sweep")

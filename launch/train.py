@@ -29,81 +29,81 @@ from launch.config.build import place
 from launch.config.settings import setting
 from launch.entry import run
 from launch.job.clock import Start
-from launch.job.faults import checking, recorded, refuse, watchdog
-from launch.job.preflight import fit, preflight, processes, readable
-from launch.job.process import STOP_SIGNALS, node, number, verdict
+from launch.job.faults import checking, record_failures, refuse, watchdog
+from launch.job.preflight import check_data, check_devices, check_node, processes
+from launch.job.process import STOP_SIGNALS, job_number, leave_verdict, node_name
 from launch.run.folder import RunFolder
-from launch.run.make import batches, datasets, make_trainer, resolved
+from launch.run.make import make_batches, make_trainer, open_datasets, resolve
 from launch.run.version import version
-from launch.tracking.track import mirrored, tracked
+from launch.tracking.track import mirroring, tracking_of
 
 
 def main(cfg: DictConfig) -> None:
-    """Trains one run to its end, or to the next step after a signal asks it to stop."""
-    asked = listen()
+    """Trains a run to its end, or until the step after a signal to stop."""
+    asked = catch_stops()
     start = Start()
     start.ended("imports")
     with contextlib.ExitStack() as stack:
         with checking():
             folder = RunFolder(place(cfg, "run"))
-        stack.enter_context(recorded(folder.path))
+        stack.enter_context(record_failures(folder.path))
         world = stack.enter_context(processes(cfg))
         start.ended("process group")
         with checking(world):
-            cfg = resolved(cfg, world, before=folder.precision())
+            cfg = resolve(cfg, world, before=folder.precision())
             images = place(cfg, "data.train")
             limits = {name: setting(cfg, f"preflight.{name}") for name in ("disk_gb", "write_mb_s")}
             memory_gb = setting(cfg, "preflight.memory_gb")
         cfg.precision = world.broadcast_object(cfg.precision)  # of several kinds of node, one choice
         with checking():  # it asks every process itself
-            fit(world, memory_gb=memory_gb)
-            readable(world, images)
+            check_devices(world, memory_gb=memory_gb)
+            check_data(world, images)
         with checking(world):
-            train, test = datasets(cfg)
+            train, test = open_datasets(cfg)
             cfg.data.sha256, cfg.data.shape = train.manifest.sha256, list(train.shape)  # what the run is a function of
             trainer = make_trainer(cfg, world, folder, train, test)
             trainer.stop_asked = lambda: bool(asked)
-            tracking = tracked(cfg)
+            tracking = tracking_of(cfg)
             hang = setting(cfg, "hang_seconds")
-            batches(cfg, trainer, train)  # checks its values
+            make_batches(cfg, trainer, train)  # checks its values
         start.ended("data and model")
         with checking():
-            preflight(world, folder=folder.path, **limits)
+            check_node(world, folder=folder.path, **limits)
         start.ended("preflight")
         with checking(world):
-            path = begin(cfg, folder, stack, steps=trainer.budget.steps) if world.is_main else None
+            path = claim(cfg, folder, stack, steps=trainer.budget.steps) if world.is_main else None
         path = world.broadcast_object(path)
         with checking(world):
             resume(trainer, folder, path)
         start.ended("checkpoint")
         if world.is_main:
             name = folder.path.resolve().name
-            mirror = stack.enter_context(mirrored(tracking, folder=folder.path, name=name, kind="train", config=cfg))
+            mirror = stack.enter_context(mirroring(tracking, folder=folder.path, name=name, kind="train", config=cfg))
         beat = stack.enter_context(watchdog(folder.path, hang))
         metrics, begun = Metrics(folder.metrics_file), trainer.step
         trainer.alive = first_steps(beat, start, trainer, metrics)
         try:
-            done = trainer.fit(batches(cfg, trainer, train))
+            done = trainer.fit(make_batches(cfg, trainer, train))
         except NonFiniteError as error:  # of the sum of all processes, so that all end so
             refuse(str(error), code=1, world=world)
         except NotRecordableError as error:  # of this process alone: another's GPU may have more memory
-            refuse(f"rank {world.rank} on {node()}: {error}", code=1, alone=True)
+            refuse(f"rank {world.rank} on {node_name()}: {error}", code=1, alone=True)
         # As a shell reports a signal, so that what was to follow the training does not.
         how, code = ("trained", 0) if done else ("stopped", 128 + (asked or [signal.SIGTERM])[-1])
         if world.is_main:
-            if trainer.step > begun or not metrics.ended():  # a kill may have come between the last step and this word
+            if trainer.step > begun or not metrics.ended():  # the last start may have been killed before this record
                 metrics.write("end", step=trainer.step, images=trainer.images, how=how)
             print(f"{how} at step {trainer.step} of {trainer.budget.steps}: {folder.path}", flush=True)
             if not done:
-                verdict("again")
+                leave_verdict("again")
                 mirror.end(how, code=code)
-        world.barrier()  # nobody leaves before rank 0 has done all that: the first to leave ends all
+        world.barrier()  # rank 0 must be done with all that before anyone exits: the first to exit ends all
     if code:
         raise SystemExit(code)
 
 
 def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metrics: Metrics) -> Callable[[], None]:
-    """``beat``, which also notes how long the start has taken as soon as the first step is over."""
+    """``beat``, which after the first step also records how long the start has taken."""
     begun, code = trainer.step, version() if trainer.world.is_main else ""
 
     def alive() -> None:
@@ -112,23 +112,23 @@ def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metric
             return
         start.ended("first batch" if trainer.step == begun else "first step")
         if "first step" in start.parts and trainer.world.is_main:
-            metrics.write("start", step=begun, images=begun * trainer.budget.batch, processes=trainer.world.size, node=node(),
-                          device=device_name(trainer.world.device), job=number(), version=code,
+            metrics.write("start", step=begun, images=begun * trainer.budget.batch, processes=trainer.world.size,
+                          node=node_name(), device=device_name(trainer.world.device), job=job_number(), version=code,
                           seconds=round(start.last, 2), **start.parts)
 
     return alive
 
 
-def listen() -> list[int]:
-    """The signals that have asked this process to stop, as they come; a second Ctrl-C ends it at once."""
+def catch_stops() -> list[int]:
+    """Catches the signals to stop and returns the list to which they are added; a second Ctrl-C ends the process at once."""
     asked: list[int] = []
 
     def take(received: int, frame: FrameType | None) -> None:
-        # torchrun passes on the Ctrl-C that its workers have had from the terminal: there the second means nothing.
+        # torchrun forwards the Ctrl-C that its workers have already had from the terminal: there a second one means nothing.
         if received == signal.SIGINT and asked and "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.default_int_handler(received, frame)
         if not asked and os.environ.get("RANK", "0") == "0":
-            os.write(2, b"\nstopping: this step is finished and saved first\n")  # print is not safe in a handler
+            os.write(2, b"\nstopping after this step is finished and saved\n")  # print is not safe in a handler
         asked.append(received)
 
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
@@ -137,10 +137,10 @@ def listen() -> list[int]:
     return asked
 
 
-def begin(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, steps: int) -> Path | None:
-    """Makes the folder this run's own, as long as ``stack`` lasts; path of the checkpoint to go on from, if there is one.
+def claim(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, steps: int) -> Path | None:
+    """Claims the folder for this run as long as ``stack`` lasts; the path of the checkpoint to resume from, if there is one.
 
-    Rank 0 alone does this.
+    For rank 0 alone.
     """
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # its last start may still be dying on another node
     stack.enter_context(folder.held(wait_seconds=90 if requeued else 0))
@@ -150,7 +150,7 @@ def begin(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, st
 
 
 def resume(trainer: Trainer, folder: RunFolder, path: Path | None) -> None:
-    """Takes up the checkpoint at ``path``, if there is one, and cuts the metrics back to it."""
+    """Restores the checkpoint at ``path``, if there is one, and truncates the metrics to its step."""
     if path is not None:
         trainer.restore(load(path, trainer.world.device))
     if trainer.world.is_main:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from tools import compare as tool
 from tools.bench.made import sampled, studied, trained, usual
-from tools.review.comparison import cost, gathered, rows
+from tools.review.comparison import cost, gather, rows_of
 from tools.review.direction import direction, neutral
-from tools.review.evaluations import found, protocol_line, read, subject_line
+from tools.review.evaluations import find_evaluations, protocol_line, read_evaluation, subject_line
 
 
 def compare(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -50,14 +50,14 @@ def three(tmp_path: Path) -> list[Path]:
 
 
 def test_runs_are_ranked_by_what_is_better(three: list[Path]) -> None:
-    done = subprocess.run([sys.executable, "tools/compare.py", *map(str, three), "--figure", "fid"], capture_output=True,
+    done = subprocess.run([sys.executable, "tools/compare.py", *map(str, three), "--metric", "fid"], capture_output=True,
                           text=True, timeout=60, check=False, cwd=ROOT)
     assert order(done) == ["first", "second", "third"]
     assert "12 ± 0.4" in done.stdout
     assert "protocol: n 50,000 · reference cifar10 a1b2c3d4 · extractor inception 6726825d\n" in done.stdout
-    assert order(compare(*three, "--figure", "precision")) == ["first", "second", "third"], "more precision is better"
+    assert order(compare(*three, "--metric", "precision")) == ["first", "second", "third"], "more precision is better"
     (three[1] / "evaluations" / "quality-heun.json").unlink()
-    without = compare(*three, "--figure", "quality.kid")
+    without = compare(*three, "--metric", "quality.kid")
     assert order(without) == ["second", "third"]
     assert without.stderr == f"note: {three[1]}: no record of quality.kid\n"
 
@@ -67,36 +67,36 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     for run, fid in zip(runs, (12.5, 12.0), strict=True):
         record(run, "heun", {"fid": fid})
     record(tmp_path / "other", "heun", {"fid": 11.0})
-    assert re.findall(r"(b/run|a/run|other)", compare(*runs, tmp_path / "other", "--figure", "fid").stdout)[:3] == [
+    assert re.findall(r"(b/run|a/run|other)", compare(*runs, tmp_path / "other", "--metric", "fid").stdout)[:3] == [
         "other", "b/run", "a/run"]
-    assert {row.label for row in rows(gathered(runs)[0], "fid")} == {"a/run", "b/run"}
+    assert {row.label for row in rows_of(gather(runs)[0], "fid")} == {"a/run", "b/run"}
 
 
 def test_what_is_within_the_errors_is_not_told_apart(three: list[Path]) -> None:
-    said = compare(*three, "--figure", "fid").stdout
-    assert said.count("not told apart") == 1
-    assert "1 and 2 are not told apart: they differ by 0.5, less than the sum of their standard errors, 0.8" in said
+    said = compare(*three, "--metric", "fid").stdout
+    assert said.count("not distinguishable") == 1
+    assert "1 and 2 are not distinguishable: they differ by 0.5, less than the sum of their standard errors, 0.8" in said
     assert "no standard errors" not in said
-    assert "no standard errors were measured" in compare(*three, "--figure", "kid").stdout
+    assert "no standard errors were measured" in compare(*three, "--metric", "kid").stdout
 
 
 @pytest.mark.parametrize(("other", "words"), [
-    (quality(n=1000), "in n: 50000 against 1000"),
-    (quality(extractor_sha256="ff" * 32), "in extractor_sha256: 6726825d0af5 against ffffffffffff"),
-    (quality(reference="held out", seed=None), "in reference: cifar10 against held out; seed: none against null"),
-    (quality(kid={"subsets": 10}), "in kid.subsets: none against 10"),
+    (quality(n=1000), "in n: 50000 vs. 1000"),
+    (quality(extractor_sha256="ff" * 32), "in extractor_sha256: 6726825d0af5 vs. ffffffffffff"),
+    (quality(reference="held out", seed=None), "in reference: cifar10 vs. held out; seed: none vs. null"),
+    (quality(kid={"subsets": 10}), "in kid.subsets: none vs. 10"),
 ])
 def test_other_protocols_are_refused_naming_just_what_differs(other: dict[str, object], words: str, three: list[Path],
                                                               tmp_path: Path) -> None:
     record(tmp_path / "other", "heun", {"fid": 1.0}, measure=other)
-    done = compare(*three, tmp_path / "other", "--figure", "fid")
+    done = compare(*three, tmp_path / "other", "--metric", "fid")
     assert (done.returncode, done.stdout) == (2, ""), "it ranked what doesn't compare"
     lines = done.stderr.splitlines()
     assert len(lines) == 3
-    assert lines[0] == ("error: --figure: fid is here by 2 protocols, which don't rank against each other; --apart lists each "
+    assert lines[0] == ("error: --metric: fid was measured by 2 protocols, which are not comparable; --apart lists each "
                         "by itself")
     assert lines[2].strip() == f"protocol 2 (1 record of other × heun) differs from protocol 1 {words}"
-    apart = compare(*three, tmp_path / "other", "--figure", "fid", "--apart")
+    apart = compare(*three, tmp_path / "other", "--metric", "fid", "--apart")
     assert order(apart) == ["first", "second", "third", "other"]
     assert apart.stdout.count("protocol: ") == 2
     assert words in apart.stdout
@@ -105,20 +105,20 @@ def test_other_protocols_are_refused_naming_just_what_differs(other: dict[str, o
 def test_figures_of_one_name_by_two_metrics_do_not_rank(tmp_path: Path) -> None:
     for metric in ("likelihood", "density"):
         record(tmp_path, "step", {"bits_per_dim": 3.5}, metric=metric, measure={"images": 500})
-    done = compare(tmp_path, "--figure", "bits_per_dim")
+    done = compare(tmp_path, "--metric", "bits_per_dim")
     assert done.returncode == 2
-    assert "in metric: likelihood against density" in done.stderr or "in metric: density against likelihood" in done.stderr
-    assert compare(tmp_path, "--figure", "density.bits_per_dim").returncode == 0
+    assert "in metric: likelihood vs. density" in done.stderr or "in metric: density vs. likelihood" in done.stderr
+    assert compare(tmp_path, "--metric", "density.bits_per_dim").returncode == 0
 
 
 def test_other_code_and_precision_are_told(three: list[Path], tmp_path: Path) -> None:
     record(tmp_path / "other", "heun", {"fid": 13.0}, version="777777777777", precision="fp32")
-    said = compare(*three, tmp_path / "other", "--figure", "fid").stdout
+    said = compare(*three, tmp_path / "other", "--metric", "fid").stdout
     assert "note: the code differs: 12ab34cd56ef (1, 2, 4), 777777777777 (3)" in said
     assert "note: the precision differs: bf16 (1, 2, 4), fp32 (3)" in said
-    assert "differs" not in compare(*three, "--figure", "fid").stdout
+    assert "differs" not in compare(*three, "--metric", "fid").stdout
     record(three[0], "heun", {"fid": 14.0}, version="12ab34cd56ef+changes")
-    assert "note: the code had changes that were not committed: 2\n" in compare(*three, "--figure", "fid").stdout
+    assert "note: the code had uncommitted changes: 2\n" in compare(*three, "--metric", "fid").stdout
 
 
 def test_a_study_and_the_records_of_its_points_are_found(tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_a_study_and_the_records_of_its_points_are_found(tmp_path: Path) -> None
         path.rename((path.parent / "heun-1").mkdir() or path.parent / "heun-1" / path.name)
         (path.parent / "heun-1" / "evaluation-0123.json").write_text(json.dumps([path.name]))
     study = studied(tmp_path, [(run, [f"seed={place}"]) for place, run in enumerate(runs)], [(runs[0], samples)])
-    done = compare(study, "--figure", "fid")
+    done = compare(study, "--metric", "fid")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert re.findall("seed=[01]", done.stdout) == ["seed=1", "seed=0"]
-    again = compare(study, runs[0], runs[1] / "evaluations" / "heun-1" / "quality-heun.json", "--figure", "fid")
+    again = compare(study, runs[0], runs[1] / "evaluations" / "heun-1" / "quality-heun.json", "--metric", "fid")
     assert len(re.findall("heun", again.stdout)) == 2, "a record that is named twice counts twice"
 
 
@@ -153,26 +153,26 @@ def test_damaged_records_are_named_and_the_others_ranked(three: list[Path]) -> N
               "bytes.json": "\0\xff"}
     for name, text in broken.items():
         (folder / name).write_text(text, encoding="latin-1")
-    done = compare(*three, "--figure", "fid")
+    done = compare(*three, "--metric", "fid")
     assert order(done) == ["first", "second", "third"]
     for name in broken:
         assert done.stderr.count(f"{name}: ") == 1, done.stderr
-    assert "lacking.json: no record of an evaluation: it has no 'measure', 'subject'" in done.stderr
-    assert "strange.json: a record of an evaluation with a strange 'values'" in done.stderr
-    assert "nan.json: fid: not a finite number, and left out" in done.stderr
+    assert "lacking.json: not the record of an evaluation: it has no 'measure', 'subject'" in done.stderr
+    assert "strange.json: the record of an evaluation with an invalid 'values'" in done.stderr
+    assert "nan.json: fid: not a finite number, left out" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["nowhere", "--figure", "fid"], "folder: nowhere: there is no such folder"),
-    (["{empty}", "--figure", "fid"], "folder: no records of evaluations in {empty}; python launch/evaluate.py"),
-    (["{runs}", "--figure", "fud"], "--figure: 'fud' is not accepted; these records have fid, precision, kid"),
-    (["{runs}", "--figure", "fid_stderr"], "--figure: 'fid_stderr' is not accepted"),
-    (["{runs}", "--figure", "fid", "--by", "joules"], "no record of fid tells its cost in joules an image; metrics=[cost]"),
-    (["{runs}", "--figure", "fid", "--out", "a.png"], "--out: it goes with --by"),
-    (["{runs}", "--figure", "fid", "--by", "nfe", "--out", "a.pdf"], "give a name that ends in .png"),
-    (["{runs}", "--figure", "fid", "--by", "nfe", "--out", "/no/a.png"], "'/no/a.png' is not accepted; there is no folder /no"),
-    (["{runs}"], "--figure"),
+    (["nowhere", "--metric", "fid"], "folder: nowhere: no such folder"),
+    (["{empty}", "--metric", "fid"], "folder: no records of evaluations in {empty}; python launch/evaluate.py"),
+    (["{runs}", "--metric", "fud"], "--metric: 'fud' is not accepted; these records have fid, precision, kid"),
+    (["{runs}", "--metric", "fid_stderr"], "--metric: 'fid_stderr' is not accepted"),
+    (["{runs}", "--metric", "fid", "--by", "joules"], "no record of fid has its cost in joules per image; metrics=[cost]"),
+    (["{runs}", "--metric", "fid", "--out", "a.png"], "--out: it needs --by"),
+    (["{runs}", "--metric", "fid", "--by", "nfe", "--out", "a.pdf"], "it must end in .png"),
+    (["{runs}", "--metric", "fid", "--by", "nfe", "--out", "/no/a.png"], "'/no/a.png' is not accepted; there is no folder /no"),
+    (["{runs}"], "--metric"),
 ])
 def test_bad_input_is_told_and_writes_nothing(words: list[str], said: str, three: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
@@ -187,7 +187,7 @@ def test_bad_input_is_told_and_writes_nothing(words: list[str], said: str, three
 def test_all_samplers_of_a_sweep_are_one_picture(tmp_path: Path) -> None:
     sweep(tmp_path / "run")
     out = tmp_path / "curves.png"
-    done = compare(tmp_path / "run", "--figure", "fid", "--by", "nfe", "--out", out)
+    done = compare(tmp_path / "run", "--metric", "fid", "--by", "nfe", "--out", out)
     assert done.returncode == 0, done.stderr
     content = json.loads(out.with_suffix(".json").read_text())
     (panel,) = content["panels"]
@@ -208,10 +208,10 @@ def test_settings_that_are_no_cost_make_curves_of_their_own(tmp_path: Path) -> N
             record(tmp_path, f"{steps}-{churn}", {"fid": steps + churn}, settings={"steps": steps, "churn": churn},
                    nfe=2 * steps - 1)
     record(tmp_path, "other", {"fid": 1.0}, measure=quality(n=10))
-    done = compare(tmp_path, "--figure", "fid", "--by", "nfe", "--out", tmp_path / "a.png")
+    done = compare(tmp_path, "--metric", "fid", "--by", "nfe", "--out", tmp_path / "a.png")
     assert done.returncode == 2, "curves of two protocols in one panel"
     assert not (tmp_path / "a.png").exists()
-    done = compare(tmp_path, "--figure", "fid", "--by", "nfe", "--out", tmp_path / "a.png", "--apart")
+    done = compare(tmp_path, "--metric", "fid", "--by", "nfe", "--out", tmp_path / "a.png", "--apart")
     first, second = json.loads((tmp_path / "a.json").read_text())["panels"]
     assert sorted(curve["label"] for curve in first["curves"]) == ["heun churn=0.0", "heun churn=30.0"]
     assert len(second["curves"]) == 1
@@ -219,9 +219,9 @@ def test_settings_that_are_no_cost_make_curves_of_their_own(tmp_path: Path) -> N
 
 def test_what_an_image_costs_is_its_record_of_costs_or_its_drawing(tmp_path: Path) -> None:
     sweep(tmp_path / "a")
-    records, problems = gathered([tmp_path / "a"])
+    records, problems = gather([tmp_path / "a"])
     assert not problems
-    row = next(one for one in rows(records, "fid") if one.told("nfe") == 35)
+    row = next(one for one in rows_of(records, "fid") if one.told("nfe") == 35)
     assert cost(row, "nfe", records) == 35
     assert cost(row, "seconds", records) == pytest.approx(0.07), "the cost that was measured on the same sampler"
     assert cost(row, "seconds", []) == pytest.approx(100 / 50_000), "the whole drawing over its images"
@@ -242,7 +242,7 @@ def test_which_way_is_better(name: str, way: str) -> None:
 def test_a_protocol_in_few_words(tmp_path: Path) -> None:
     more = {"halves": True, "mirrored": False, "cache": None, "seed": 3, "sets": ["a", "b", "c", "d", "e"], "tolerance": 1e-5}
     path = record(tmp_path, "a", {"fid": 1.0}, measure={**quality(), **more})
-    made, _ = read(path)
+    made, _ = read_evaluation(path)
     assert made is not None
     assert protocol_line(made, most=20) == (
         "n 50,000 · reference cifar10 a1b2c3d4 · extractor inception 6726825d · halves · no mirrored · cache none · seed 3 · "
@@ -254,6 +254,6 @@ def test_a_protocol_in_few_words(tmp_path: Path) -> None:
 def test_pictures_stay_beside_their_record(tmp_path: Path) -> None:
     path = record(tmp_path, "a", {"fid": 1.0})
     path.write_text(path.read_text().replace('"pictures": {}', '"pictures": {"a": "../../secret.png", "b": 3, "c": "c.png"}'))
-    (made,), problems = found(tmp_path)
+    (made,), problems = find_evaluations(tmp_path)
     assert made.pictures == {"a": path.parent / "secret.png", "c": path.parent / "c.png"}
     assert not problems

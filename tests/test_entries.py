@@ -25,8 +25,8 @@ from launch.config.keys import flat
 from launch.config.manual import CONFIGS, choices, headed, manual
 from launch.config.mistakes import choice_mistake, chosen
 from launch.entry import run
-from launch.job.faults import Refused, recorded
-from launch.job.process import node
+from launch.job.faults import Refused, record_failures
+from launch.job.process import node_name
 
 BAD = {
     "model=unett": "model=unett: no such choice; accepted: cnn, cnn_sigma, unet, unet_full",
@@ -39,7 +39,7 @@ BAD = {
     "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be an integer",
     "data.flip=no": "data.flip: 'no' is not accepted; it must be true or false",
     "compile=1": "compile: 1 is not accepted; it must be true or false",
-    "run=/dev/null/run": f"node {node()}: [Errno 20] Not a directory: '/dev/null/run'",
+    "run=/dev/null/run": f"node {node_name()}: [Errno 20] Not a directory: '/dev/null/run'",
     "run=": "run: '' is not accepted; it must be a path",
     "run=null": "run: None is not accepted; it must be a string",
     "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be a number",
@@ -261,7 +261,7 @@ def test_a_refusal_is_written_down_where_nobody_reads_the_line(
         monkeypatch.delenv(name, raising=False)
     if study:
         monkeypatch.setenv(study, str(tmp_path))
-    with pytest.raises(Refused), recorded(tmp_path):
+    with pytest.raises(Refused), record_failures(tmp_path):
         raise Refused(code, "no")
     assert (tmp_path / "failure.json").exists() == left
 

@@ -16,15 +16,16 @@ from conftest import ROOT
 
 from ebm.train.distributed import MissingPeersError
 from launch.job import epilogue, preflight
-from launch.job.faults import Refused, recorded
-from launch.job.process import node
+from launch.job.faults import Refused, record_failures
+from launch.job.process import node_name
 
 AWAY = "Unable to contact slurm controller (connect failure)\n"
 
 
 def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> None:
     record = tmp_path / "progress"
-    assert [epilogue.stuck(record, step) for step in ("none", "10", "10", "10", "20", "20", "20", "20")] == [False] * 7 + [True]
+    steps = ("none", "10", "10", "10", "20", "20", "20", "20")
+    assert [epilogue.is_stuck(record, step) for step in steps] == [False] * 7 + [True]
 
 
 @pytest.mark.parametrize(("rank", "missing", "word"), [
@@ -110,7 +111,7 @@ def test_a_node_whose_gpus_are_not_there_is_avoided(
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_STEP_GPUS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    refused = pytest.raises(OSError, match=f"gives this job 8 GPUs, and PyTorch finds {found}")
+    refused = pytest.raises(OSError, match=f"gives this job 8 GPUs, but PyTorch finds {found}")
     with contextlib.nullcontext() if fit else refused, preflight.meeting("auto"):
         pass
     assert (tmp_path / "verdict").exists() != fit
@@ -122,22 +123,23 @@ def test_a_gpu_that_breaks_is_a_fault_of_its_node(tmp_path: Path) -> None:
     broken = """
 import sys, torch
 from pathlib import Path
-from launch.job.faults import recorded
-with recorded(Path(sys.argv[1])):
+from launch.job.faults import record_failures
+with record_failures(Path(sys.argv[1])):
     raise torch.AcceleratorError("uncorrectable ECC error encountered")
 """
     done = subprocess.run([sys.executable, "-c", broken, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "EBM_JOB": str(tmp_path)}, check=False)
     assert done.returncode == 1, done.stderr
-    assert (tmp_path / "verdict").read_text() == f"avoid {node()}"
+    assert (tmp_path / "verdict").read_text() == f"avoid {node_name()}"
     assert "ECC" in json.loads((tmp_path / "failure.json").read_text())["error"]
 
 
 def test_what_an_epilogue_wrote_hides_no_later_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EBM_JOB", str(tmp_path))
-    epilogue.note(tmp_path, "no progress over 3 restarts")
-    with pytest.raises(Refused), recorded(tmp_path):
+    epilogue.note_failure(tmp_path, "no progress over 3 restarts")
+    with pytest.raises(Refused), record_failures(tmp_path):
         raise Refused(2, "no such file")
     assert json.loads((tmp_path / "failure.json").read_text())["error"] == "no such file"
-    epilogue.note(tmp_path, "no progress over 3 restarts")
-    assert json.loads((tmp_path / "failure.json").read_text())["error"] == "no progress over 3 restarts; at last: no such file"
+    epilogue.note_failure(tmp_path, "no progress over 3 restarts")
+    content = json.loads((tmp_path / "failure.json").read_text())
+    assert content["error"] == "no progress over 3 restarts; last error: no such file"

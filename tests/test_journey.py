@@ -68,15 +68,15 @@ def record(**changes: object) -> Record:
 def test_a_diagnosis_by_hand_is_held_against_what_was_measured() -> None:
     assert noise(record()).startswith("**Wrong.**")
     hot = noise(record(steps=[{**record()["steps"][0], "step_size": 1e-4, "temperature": 50.0}], relaxation=0.01))
-    assert hot.startswith("**Right in what it saw, wrong in why.**")
+    assert hot.startswith("**Right observation, wrong reason.**")
     assert "= 50" in hot
-    assert "0.01 e-folds only" in hot
+    assert "only Σaλ = 0.01 e-folds" in hot
     far = {"curvature": [{"a_times_L": 68.0, "stable_below": 0.3}], "end": {"clamped": 1.0}}
     assert black(record()).startswith("**Wrong.**")
     assert "34 times" in black(record(**far, pictures={"black": 1.0}))
     assert "All of them end black" in black(record(**far, pictures={"black": 1.0}))
     assert "50% of the pixels are, the rest white" in black(record(**far, pictures={"black": 0.5}))
-    assert "weak it is not" in frozen(record(relaxation=0.004))
+    assert "**Stable, yes; weak, no.**" in frozen(record(relaxation=0.004))
     assert frozen(record(calibration=[{"sigma": 0.5, "slope": 2.0, "explained": 0.5}])).startswith("**Right.**")
 
 
@@ -86,9 +86,9 @@ def test_the_conclusion_follows_the_distances() -> None:
 
     assert "the sampler and not the model" in said(2, 2, 2, 1, 0.9, 0.8, 0.7, 0.2)
     assert "the sampler and not the model" not in said(2, 2, 2, 1.9, 0.9, 0.8, 0.7, 0.2)
-    assert "More levels alone are no cure" not in said(2, 2, 2, 1, 0.9, 0.8, 0.7, 0.2)
+    assert "More levels alone are no remedy" not in said(2, 2, 2, 1, 0.9, 0.8, 0.7, 0.2)
     assert "a ladder of levels without" in said(2, 2, 2, 1, 1.2, 0.8, 0.7, 0.2)
-    assert "is 0.50, at “a network that can use it”" in said(2, 2, 2, 1, 0.9, 0.8, 0.7, 0.2)
+    assert "falls most, by 0.50, at “a more capable network”" in said(2, 2, 2, 1, 0.9, 0.8, 0.7, 0.2)
 
 
 def test_the_page_shows_each_step_and_is_only_written_whole(tiny: list[str], command: Command, tmp_path: Path) -> None:

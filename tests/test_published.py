@@ -23,7 +23,7 @@ from conftest import ROOT
 from wandb_server import Server, serving
 from wandb_workspaces.reports.v2.internal import ReportViewspec
 
-from tools.review.published import plain, report, target
+from tools.review.published import escape, report, target
 
 
 def run(name: str, *, group: str = "", state: str = "done", held_out: float | None = None, **more: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def filters(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("text", ["me", "me/", "/ebm", "me/ebm/x", "me ebm", "https://wandb.ai/me/ebm", ""])
 def test_where_to_publish_is_entity_and_project(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"--wandb: {text!r} is not accepted; give entity/project")):
+    with pytest.raises(ValueError, match=re.escape(f"--wandb: {text!r} is not accepted; it must be entity/project")):
         target(text)
     assert target("me-too/ebm_2.0") == ("me-too", "ebm_2.0")
 
@@ -101,8 +101,8 @@ def test_the_text_names_the_best_of_each_group_what_failed_and_the_verdicts() ->
     assert "3 done, 1 failed." in text
     assert "- Lowest held-out loss of 2 runs with Geometric: **geometric unet**, 0.25 at 2,000 images." in text
     assert "- Lowest held-out loss of 1 run with Karras: **karras unet**, 0.75" in text
-    assert "do not compare" in text
-    assert "The doctor's verdicts: 1 healthy, 1 frozen, 1 blind." in text or "1 frozen, 1 blind, 1 healthy" in text
+    assert "are not comparable" in text
+    assert "Verdicts of the doctor: 1 healthy, 1 frozen, 1 blind." in text or "1 frozen, 1 blind, 1 healthy" in text
     assert "- **karras cnn**: rank 1 on n2: loss is \\<nan\\> at σ = 0.1" in text
     assert "- **geometric cnn × heun**: no \\*disk\\*" in text
     assert text.count("the loss falls without guidance") == 1
@@ -112,7 +112,7 @@ def test_where_nothing_failed_or_varies_nothing_is_said_of_it() -> None:
     spec = built(study(run("a", held_out=0.5), run("b", held_out=0.4)))
     headings = [block["children"][0]["text"] for block in spec["spec"]["blocks"] if block["type"] == "heading"]
     assert headings == ["Outcome", "Training", "Calibration", "Pictures"]
-    assert "do not compare" not in words(spec)
+    assert "are not comparable" not in words(spec)
     assert built(study())["displayName"] == "Study 2026-01-01-sweep"  # a study that has not begun
 
 
@@ -121,12 +121,12 @@ def test_curves_are_drawn_against_images_under_the_names_that_the_mirror_logs() 
     assert {panel["xAxis"] for panel in drawn} == {"images"}
     named = {name for panel in drawn for name in panel.get("metrics", [])}
     assert {"train/loss", "held_out/loss"} <= named
-    from launch.tracking.history import rows
+    from launch.tracking.history import values_of
 
     records = [{"event": "calibration", "sigma": 0.5, "explained": 0.1, "slope": 1.0, "gain": 0.2, "step": 1, "images": 8},
                {"event": "loss_by_sigma", "sigma": 0.5, "loss": 1.0, "share": 0.1, "step": 1, "images": 8},
                {"event": "energy", "at": "data", "sigma": 0.5, "mean": 1.0, "std": 0.1, "step": 1, "images": 8}]
-    logged = [name for record in records for name in rows(record)]
+    logged = [name for record in records for name in values_of(record)]
     patterns = [panel["metricRegex"] for panel in drawn if panel.get("metricRegex")]
     assert len(patterns) == 5
     for pattern in patterns:
@@ -181,7 +181,7 @@ def test_evaluations_are_tables_by_protocol_and_bars_of_what_ranks() -> None:
     spec = built(study(run("a", evaluations=[evaluated(0, 12.0)]), run("b", evaluations=[evaluated(1, 13.0)]),
                        protocols=[about | {"count": 2}, about | {"line": "n 1000", "count": 2}], numbers=numbers))
     assert not panels(spec, "Bar Chart"), "bars rank what doesn't"
-    assert "do not rank against each other" in words(spec)
+    assert "are not comparable" in words(spec)
 
 
 def test_a_run_by_itself_goes_by_its_name() -> None:
@@ -231,7 +231,7 @@ def test_a_study_whose_name_filters_cannot_hold_is_refused(name: str) -> None:
 
 
 def test_text_of_a_run_formats_nothing() -> None:
-    assert plain("a*b_c [x](y) `z` <b>\n# h | t $1$ ~~n~~") == (
+    assert escape("a*b_c [x](y) `z` <b>\n# h | t $1$ ~~n~~") == (
         r"a\*b\_c \[x\]\(y\) \`z\` \<b\> \# h \| t \$1\$ \~\~n\~\~")
 
 
@@ -293,7 +293,7 @@ def test_publishing_without_a_key_is_one_line_and_asks_nobody(tmp_path: Any) -> 
     done = publishing(tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "ValueError: --wandb: no key for W&B; set WANDB_API_KEY or call `wandb login` once")
+        "ValueError: --wandb: no API key for W&B; set WANDB_API_KEY or run `wandb login` once")
 
 
 def test_publishing_without_a_server_is_one_line(tmp_path: Any) -> None:

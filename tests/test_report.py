@@ -94,7 +94,7 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(evil: Path) -> N
     code = [text for own, text in found.scripts if own.get("type") != "application/json"]
     assert len(code) == 3
     for text in code:
-        assert f"'sha256-{page.digest(text)}'" in found.policy
+        assert f"'sha256-{page.script_hash(text)}'" in found.policy
     assert found.data("pictures") == ["AAAA"]
     own = "".join((page.WEB / f"{name}.js").read_text() for name in page.SCRIPTS)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|fetch\(|XMLHttpRequest|https?:", own)
@@ -130,7 +130,7 @@ def test_the_command_writes_a_page_and_says_what_it_could_not_read(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").stat().st_size > 4_000_000, "Plotly is not inside"
     assert "1 run, " in done.stdout
-    assert done.stderr == "note: metrics.jsonl: line 14: not JSON, and 1 more, named in the page\n"
+    assert done.stderr == "note: metrics.jsonl: line 14: not JSON, and 1 more, listed in the page\n"
     other = tmp_path / "elsewhere.html"
     assert tool(run, "--out", other).returncode == 0
     assert other.exists()
@@ -188,8 +188,8 @@ def test_watching_writes_again_until_all_has_ended(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("place", "said"), [
-    ("nonsense", "--wandb: 'nonsense' is not accepted; give entity/project"),
-    ("us/study", "--wandb: no key for W&B; set WANDB_API_KEY or call `wandb login` once"),
+    ("nonsense", "--wandb: 'nonsense' is not accepted; it must be entity/project"),
+    ("us/study", "--wandb: no API key for W&B; set WANDB_API_KEY or run `wandb login` once"),
 ])
 def test_publishing_is_refused_in_one_line(place: str, said: str, tmp_path: Path) -> None:
     run = trained(tmp_path, "a", usual())

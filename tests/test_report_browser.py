@@ -164,7 +164,7 @@ def test_both_sliders_change_the_pictures_by_arrow_keys(real: Path, reader: Read
     assert len(steps) == 4
     assert all("σ" in one for one in steps)
     reader.choose("align", "sigma")
-    reader.until(lambda: reader.one("#step-at").text.startswith("σ"), "the slider to walk by σ")
+    reader.until(lambda: reader.one("#step-at").text.startswith("σ"), "the slider to align by σ")
 
 
 def test_sorting_by_mouse_and_by_keyboard(sixty: Path, reader: Reader) -> None:
@@ -194,7 +194,7 @@ def test_filters_narrow_table_and_charts_and_say_kindly_what_is_wrong(sixty: Pat
     names = "return new Set(document.getElementById('loss-chart').data.flatMap((one) => one.customdata).filter(Boolean)).size"
     reader.show("loss")
     reader.until(lambda: reader.run(names) == shown, "the chart to follow")
-    for text, words in (("sned=3", "no column is called “sned”"), ("loss<much", "wants a number, not “much”"),
+    for text, words in (("sned=3", "there is no column “sned”"), ("loss<much", "needs a number, not “much”"),
                         ("model<3", "model is text")):
         reader.write(text)
         assert words in reader.one("#filter-fault").text
@@ -322,7 +322,7 @@ def test_evaluations_stand_under_their_protocols_and_only_equals_rank(tmp_path: 
     heads = reader.until(lambda: reader.texts("#evaluations .measured h3"), "the tables")
     assert [head.split(" ·")[0] for head in heads] == ["quality", "quality", "outliers"]
     assert "n 50,000 · reference cifar10 a1b2c3d4" in reader.texts("#evaluations .note.protocol")[0]
-    assert reader.texts("#evaluations .fault") == ["Differs: n: 50000 against 1000"]
+    assert reader.texts("#evaluations .fault") == ["Differs: n: 50000 vs. 1000"]
     assert "20 ± 0.4" in reader.texts("#evaluations td.best")
     assert "20.3 ± 0.4 ≈" in reader.texts("#evaluations td.tied"), "within their errors"
     assert any(EVIL in text for text in reader.texts("#evaluations td.protocol")), "a sampler's name is text"

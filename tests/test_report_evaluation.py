@@ -63,9 +63,9 @@ def test_where_protocols_differ_the_column_says_so_and_has_no_best(runs: list[Pa
     content = page(runs)
     fid = column(content, "quality.fid")
     assert (fid["title"], fid["asked"], fid["mixed"]) == ("fid (protocols differ)", "", True)
-    assert "2 protocols, which don't rank" in fid["words"]
+    assert "2 protocols, which are not comparable" in fid["words"]
     assert [run["protocols"]["quality.fid"] for run in content["runs"]] == [0, 0, 1]
-    assert [one["differs"] for one in content["protocols"]] == ["", "n: 50000 against 1000"]
+    assert [one["differs"] for one in content["protocols"]] == ["", "n: 50000 vs. 1000"]
     assert [one["count"] for one in content["protocols"]] == [2, 2]
 
 
@@ -128,7 +128,7 @@ def test_what_can_not_be_read_is_named_and_nothing_else_is_lost(runs: list[Path]
     content = page(runs)
     assert content["runs"][0]["values"]["quality.fid"] == 30.0
     said = {Path(one["where"]).name: one["what"] for one in content["problems"]}
-    assert said["quality-heun.json"] == "kid: not a finite number, and left out"
+    assert said["quality-heun.json"] == "kid: not a finite number, left out"
     assert said["quality-heun-gone.png"] == "missing"
     assert "can't be read as JSON" in said["quality-cut.json"]
 

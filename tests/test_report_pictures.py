@@ -13,8 +13,8 @@ from PIL import Image
 
 from tools.bench.made import Record, grid, sampled, shade, studied, trained, usual
 from tools.review import page
-from tools.review.album import Album, Grid, Share, measured, square
-from tools.review.collect import collect, over
+from tools.review.album import Album, Grid, Share, measure_grid, square_grid
+from tools.review.collect import collect, is_over
 
 
 def shades(album: Album, sheet: Record) -> list[int]:
@@ -40,17 +40,17 @@ def test_a_trajectory_is_cut_into_its_frames(tmp_path: Path) -> None:
 
 def test_with_little_room_fewer_frames_and_tiles_are_kept_and_the_ends_among_them(tmp_path: Path) -> None:
     grid(tmp_path / "way.png", Grid(50, 8, 400))
-    grid(tmp_path / "grid.png", square(100))
+    grid(tmp_path / "grid.png", square_grid(100))
     album, share = Album(), Share(20_000)
     way = album.frames(tmp_path / "way.png", Grid(50, 8, 400), [{"step": step} for step in range(50)], share)
-    tiles = album.tiles(tmp_path / "grid.png", square(100), share)
+    tiles = album.tiles(tmp_path / "grid.png", square_grid(100), share)
     assert way is not None and tiles is not None
     steps = [frame["step"] for frame in way["frames"]]
     assert (steps[0], steps[-1], len(steps), way["rows"]) == (0, 49, 8, 3)
     assert shades(album, way)[:8] == pytest.approx([shade(step) for step in steps], abs=3)
     assert shades(album, tiles) == pytest.approx([shade(i) for i in range(9)], abs=3)
     assert sum(len(base64.b64decode(one)) for one in album.pictures) <= 20_000
-    assert album.tiles(tmp_path / "grid.png", square(100), Share(100)) is None
+    assert album.tiles(tmp_path / "grid.png", square_grid(100), Share(100)) is None
 
 
 def test_a_page_of_many_pictures_stays_within_its_limit_and_says_so(tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_a_page_of_many_pictures_stays_within_its_limit_and_says_so(tmp_path: Pa
 
 def test_the_grid_of_a_picture_without_a_count_is_measured(tmp_path: Path) -> None:
     grid(tmp_path / "a.png", Grid(3, 2, 5))
-    assert measured(tmp_path / "a.png", [3, 8, 8], 100) == Grid(3, 2, 6)
-    assert measured(tmp_path / "a.png", [3, 7, 7], 100) is None
-    assert measured(tmp_path / "a.png", None, 100) is None
+    assert measure_grid(tmp_path / "a.png", [3, 8, 8], 100) == Grid(3, 2, 6)
+    assert measure_grid(tmp_path / "a.png", [3, 7, 7], 100) is None
+    assert measure_grid(tmp_path / "a.png", None, 100) is None
 
 
 def test_what_can_not_be_read_is_named_and_nothing_else_is_lost(tmp_path: Path) -> None:
@@ -118,5 +118,5 @@ def test_a_strange_protocol_is_survived(protocol: Record, tmp_path: Path) -> Non
 
 def test_a_study_of_nothing_is_a_page_too(tmp_path: Path) -> None:
     content = collect(studied(tmp_path, []), album=Album())
-    assert (content["runs"], content["problems"], over(content)) == ([], [], True)
+    assert (content["runs"], content["problems"], is_over(content)) == ([], [], True)
     assert "{{" not in page.render(content, []).split("<script")[0]

@@ -11,8 +11,8 @@ from test_report_pictures import shades
 
 from tools.bench.made import Record, calibration, evaluated, grid, sampled, shade, start, studied, train, trained, usual
 from tools.review import records
-from tools.review.album import Album, Grid, square
-from tools.review.collect import collect, over
+from tools.review.album import Album, Grid, square_grid
+from tools.review.collect import collect, is_over
 from tools.review.curves import pick, thin
 from tools.review.run import device_hours
 
@@ -24,19 +24,20 @@ def test_what_is_wrong_with_lines_is_told_by_their_numbers(tmp_path: Path) -> No
              json.dumps({"event": "held_out", "images": "many", "loss": 1}) + "\n", "\xff\xfe nonsense\n", train(300, 0.4),
              '{"event": "train", "images": 400, "lo']
     path = trained(tmp_path, "run", lines) / "metrics.jsonl"
-    found, problems = records.read(path)
+    found, problems = records.read_metrics(path)
     assert [(one["event"], one["images"]) for one in found] == [("start", 10), ("train", 100), ("train", 300)]
     assert {problem.what for problem in problems} == {
-        "lines 3, 7: not JSON", "line 4: train without 'loss'", "line 5: no record of an event",
-        "line 6: held_out with a strange 'images'", "line 9: half-written"}
+        "lines 3, 7: not JSON", "line 4: train without 'loss'", "line 5: not a record of an event",
+        "line 6: held_out with an invalid 'images'", "line 9: half-written"}
     assert {problem.where for problem in problems} == {str(path)}
 
 
 def test_missing_lines_are_named_where_training_was_logged_evenly(tmp_path: Path) -> None:
     images = [*range(100, 1000, 100), *range(1400, 2000, 100)]
-    _, problems = records.read(trained(tmp_path, "gap", [train(n, 1.0) for n in images]) / "metrics.jsonl")
+    _, problems = records.read_metrics(trained(tmp_path, "gap", [train(n, 1.0) for n in images]) / "metrics.jsonl")
     assert [one.what for one in problems] == ["lines are missing: no training record between 900 and 1,400 images"]
-    _, problems = records.read(trained(tmp_path, "whole", [train(n, 1.0) for n in range(100, 1000, 100)]) / "metrics.jsonl")
+    images = [*range(100, 1000, 100)]
+    _, problems = records.read_metrics(trained(tmp_path, "whole", [train(n, 1.0) for n in images]) / "metrics.jsonl")
     assert problems == []
 
 
@@ -45,13 +46,13 @@ def test_no_records_is_a_problem(lines: list[Record] | None, what: str, tmp_path
     path = trained(tmp_path, "run", lines or []) / "metrics.jsonl"
     if lines is None:
         path.unlink()
-    assert [one.what for one in records.read(path)[1]] == [what]
+    assert [one.what for one in records.read_metrics(path)[1]] == [what]
 
 
 def test_what_is_not_finite_is_no_number(tmp_path: Path) -> None:
     lines = ['{"event": "train", "images": 100, "loss": NaN}\n', '{"event": "train", "images": 200, "loss": 1e999}\n',
              train(300, None)]
-    found, problems = records.read(trained(tmp_path, "run", lines) / "metrics.jsonl")
+    found, problems = records.read_metrics(trained(tmp_path, "run", lines) / "metrics.jsonl")
     assert [one["loss"] for one in found] == [None, None, None]
     assert problems == []
 
@@ -104,7 +105,7 @@ def test_a_study_as_a_table(tmp_path: Path) -> None:
     assert {n["key"]: n["title"] for n in content["numbers"]}["hours"] == "process-hours", "no GPU has been held"
     assert {n["key"]: n["better"] for n in content["numbers"]}[precision] == "higher"
     assert content["problems"] == []
-    assert over(content)
+    assert is_over(content)
 
 
 def test_a_study_that_has_moved_is_found(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_run_alone(tmp_path: Path) -> None:
     drawn = [{"event": "preview", "images": images, "path": f"previews/{images}.png", "count": 4} for images in (100, 1000)]
     run = trained(tmp_path, "run", [*usual(), *drawn])
     for one in drawn:
-        grid(run / str(one["path"]), square(4))
+        grid(run / str(one["path"]), square_grid(4))
     album = Album()
     content = collect(run, album=album)
     assert content["kind"] == "run"

@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from launch.config.manual import CONFIGS
 from launch.config.override import key
 from launch.study import store
-from launch.study.arrays import Array, plan
+from launch.study.arrays import Array, plan_arrays
 from launch.study.checks import check
-from launch.study.design import points, split, varying
+from launch.study.design import make_points, split, varying_keys
 from launch.study.environment import outside_job
-from launch.study.point import Point, recorded
+from launch.study.point import Point, read_points
 from launch.study.store import freeze
 from launch.study.submit import Study
 from launch.sweep import with_study
@@ -41,7 +41,7 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def make(jobs: list[list[str]], store: Path, code: str = "v1") -> list[Point]:
-    return points(jobs, compose=compose, check=check, store=store, code=code, sampling={"n": 4, "batch": None})
+    return make_points(jobs, compose=compose, check=check, store=store, code=code, sampling={"n": 4, "batch": None})
 
 
 def without_sampler(tiny: list[str]) -> list[str]:
@@ -102,7 +102,7 @@ def test_what_is_said_of_samples_reaches_a_sampler_that_an_experiment_brings(tin
 
 
 def test_a_study_names_its_runs_itself(tiny: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^run=/tmp/mine: a study names its runs itself, in store=; leave run= out$"):
+    with pytest.raises(ValueError, match=r"^run=/tmp/mine: a study names its own runs, in store=; leave run= out$"):
         make([[*tiny, "run=/tmp/mine"]], tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_points_come_back_from_a_studys_record_as_they_were(tiny: list[str], tmp
     study = Study(cfg=OmegaConf.create({}), params={}, compose=compose, folder=tmp_path)
     study.code, study.points, study.jobs = tmp_path / "code" / "v1", asked, {one.folder: "5" for one in asked}
     study.save()
-    assert recorded(tmp_path) == asked
+    assert read_points(tmp_path) == asked
 
 
 def test_ctrl_c_while_jobs_are_submitted_takes_back_those_that_are(
@@ -140,7 +140,7 @@ def test_ctrl_c_while_jobs_are_submitted_takes_back_those_that_are(
     study.jobs = {one.folder: "" for one in study.points}
     monkeypatch.setattr(study, "executor", lambda array: Executor(array.kind))
     with pytest.raises(KeyboardInterrupt):
-        study.submit(plan(study.points, study.jobs, limit=10))
+        study.submit(plan_arrays(study.points, study.jobs, limit=10))
     assert (tmp_path / "cancelled").read_text() == "42\n"
     assert not study.folder.exists()
 
@@ -196,9 +196,9 @@ def test_samples_that_are_measured_are_those_that_would_be_drawn(tiny: list[str]
     (measured.records / f"evaluation-{next(one for one in measured.overrides if one.startswith('label='))[6:]}.json").touch()
     assert measured.done()
     assert not otherwise.done()
-    with pytest.raises(ValueError, match="measured in two ways"):
+    with pytest.raises(ValueError, match="measure the same samples in two ways"):
         make([[*asked, *quality], [*asked, *quality, "metric.quality.batch=7"]], tmp_path)
-    with pytest.raises(ValueError, match="metrics: nothing is not accepted"):
+    with pytest.raises(ValueError, match="metrics: metric settings are given but no metric is selected"):
         make([[*asked, "extractor=random"]], tmp_path)
     with pytest.raises(ValueError, match=r"fetch_weights\.py"):
         make([[*asked, "metrics=[quality]", "extractor.file=nowhere.pth"]], tmp_path)
@@ -236,17 +236,17 @@ def test_the_command_line_of_a_study_has_a_sweep_and_a_store(capfd: pytest.Captu
     assert with_study(["-m", "sampler=heun,"]) == ["-m", "sampler=heun,"], "Hydra says what is wrong with it"
     with pytest.raises(SystemExit):
         with_study(["-m", "store="])
-    assert capfd.readouterr().err == "error: store: nothing is not accepted; it must be a path\n"
+    assert capfd.readouterr().err == "error: store: must not be empty\n"
 
 
 def test_labels_tell_apart_and_no_more() -> None:
-    assert varying([("a=1", "b=1"), ("a=1", "b=2"), ("a=1", "b=2", "c=1")]) == {"b", "c"}
+    assert varying_keys([("a=1", "b=1"), ("a=1", "b=2"), ("a=1", "b=2", "c=1")]) == {"b", "c"}
 
 
 def test_arrays_go_side_by_side_in_pieces() -> None:
     runs = [point(f"r{i}") for i in range(5)]
     samples = [Point("sample", "heun", run.folder / "heun", ("heun",), of=run) for run in runs]
-    arrays = plan([*runs, *samples], {p.folder: "" for p in [*runs, *samples]}, limit=2)
+    arrays = plan_arrays([*runs, *samples], {p.folder: "" for p in [*runs, *samples]}, limit=2)
     assert [len(array.points) for array in arrays] == [2, 2, 1, 2, 2, 1]
     for array in arrays[:3]:
         array.ids = [f"{len(array.points)}7_{i}" for i in range(len(array.points))] if len(array.points) > 1 else ["9"]
@@ -257,7 +257,7 @@ def test_samples_of_what_is_done_wait_for_nothing_and_of_what_another_study_trai
     done, elsewhere, new = point("done"), point("elsewhere"), point("new")
     samples = [Point("sample", "heun", run.folder / "heun", ("heun",), of=run) for run in (done, elsewhere, new)]
     jobs = {done.folder: "done", elsewhere.folder: "5_3", new.folder: "", **{s.folder: "" for s in samples}}
-    arrays = plan([done, elsewhere, new, *samples], jobs, limit=10)
+    arrays = plan_arrays([done, elsewhere, new, *samples], jobs, limit=10)
     arrays[0].ids = ["8"]
     waits = {array.points[0].run.name: array.dependency for array in arrays if array.kind == "sample"}
     assert waits == {"done": "", "elsewhere": "afterok:5_3", "new": "afterok:8"}
@@ -266,7 +266,7 @@ def test_samples_of_what_is_done_wait_for_nothing_and_of_what_another_study_trai
 def test_one_sample_of_an_array_waits_for_its_own_run() -> None:
     runs = [point("a"), point("b")]
     sample = Point("sample", "heun", Path("b/heun"), ("heun",), of=runs[1])
-    arrays = plan([*runs, sample], {p.folder: "" for p in [*runs, sample]}, limit=10)
+    arrays = plan_arrays([*runs, sample], {p.folder: "" for p in [*runs, sample]}, limit=10)
     arrays[0].ids = ["4_0", "4_1"]
     assert arrays[1].dependency == "afterok:4_1"
     assert isinstance(arrays[1], Array)
@@ -282,7 +282,7 @@ def test_frozen_code_is_what_stood_there(tmp_path: Path) -> None:
 
 def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "checkout"
-    for name in store.tracked():
+    for name in store.tracked_files():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     monkeypatch.setattr(store, "ROOT", copy)
@@ -296,9 +296,9 @@ def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.Mon
 def test_code_that_the_store_has_not_or_of_an_older_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code" / "abc").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^code: 'abc' is older than .*; call its own: python .*/code/abc/launch/sweep\.py$"):
-        store.frozen(tmp_path, "abc")
+        store.frozen_code(tmp_path, "abc")
     with pytest.raises(ValueError, match=r"^code: 'def' is not in .*; there are abc$"):
-        store.frozen(tmp_path, "def")
+        store.frozen_code(tmp_path, "def")
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, Command
 from test_study import without_sampler
 
-from launch.job.process import newest as newest_step
+from launch.job.process import newest_step as newest_step
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Comm
 
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "no sbatch here: 3 jobs run on this machine" in first.stdout
+    assert "no sbatch found: running 3 jobs on this machine" in first.stdout
     assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2
     again = run("report=status")
     assert "0 jobs run on this machine" in again.stdout
@@ -123,7 +123,7 @@ def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[.
     assert "img/s" in status(first.study, no_slurm, "--logs", "0"), "the log has no bar"
     first.process.send_signal(signal.SIGINT)
     assert first.process.wait(60) == 128 + signal.SIGINT, first.said()
-    assert "stopping: what runs saves first" in first.said()
+    assert "stopping: running jobs save first" in first.said()
     stopped = newest_step(first.run)
     assert f"stopped at step {stopped}" in status(first.study, no_slurm, "--logs", "0"), "it did not save where it was"
     assert status(first.study, no_slurm).count("CANCELLED") == 3

@@ -21,7 +21,7 @@ from wandb_server import Server, serving
 
 from launch.study import cluster, here
 from tools import sync
-from tools.review.offline import Segment, folders, over, pending, segments
+from tools.review.offline import Segment, folders, is_over, pending, segments
 
 # Each start of a run as launch/tracking/mirror.py makes it, all by one process: importing wandb is what takes time.
 STARTS = """
@@ -84,7 +84,7 @@ def test_a_study_that_was_moved_is_found_with_its_runs(tmp_path: Path) -> None:
     (after / "studies" / "one" / "study.json").write_text(json.dumps({"points": [point], "command": []}))
     assert folders(after / "studies" / "one") == [after / "runs" / "a"]
     (after / "runs" / "a").rmdir()
-    with pytest.raises(FileNotFoundError, match=r"of runs that are not here, such as .*/before/runs/a;"):
+    with pytest.raises(FileNotFoundError, match=r"a study whose runs are not here, such as .*/before/runs/a;"):
         folders(after / "studies" / "one")
 
 
@@ -117,12 +117,12 @@ def marked(study: Path) -> list[str]:
 def test_everything_arrives_once_in_order_and_what_has_grown_is_sent_again(study: Path, server: Server, call: Call) -> None:
     done = call(study)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "3 sent, 0 there already, empty or being written, 0 failed\n"
+    assert done.stdout == "3 sent, 0 sent before, empty or still being written, 0 failed\n"
     assert server.rows == {"a": [1, 2, 3, 4], "b": [1, 2, 3]}
     assert server.order == ["a", "b"]
     assert any(name.endswith(".png") for name in server.files)
     assert "3/3" in done.stderr  # the progress bar
-    assert call(study).stdout == "nothing to send: 3 files, there already, empty or being written\n"
+    assert call(study).stdout == "nothing to send: 3 files, sent before, empty or still being written\n"
     assert server.rows == {"a": [1, 2, 3, 4], "b": [1, 2, 3]}
     grown = next(study.glob("runs/b/wandb/*/*.wandb"))
     # As old as the file was before: what it grows by while it is being sent is not taken for sent.
@@ -152,7 +152,7 @@ def test_what_a_server_does_not_take_is_named_and_sent_again(study: Path, server
     failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert done.returncode == 1
     assert len(failed) == 1 and "00000" in failed[0] and words in failed[0], done.stderr
-    assert done.stdout.endswith("1 failed, 1 later starts of theirs wait\n")
+    assert done.stdout.endswith("1 failed, 1 later starts of theirs held back\n")
     assert marked(study) == []
 
 
@@ -166,14 +166,14 @@ def test_no_server_fails_soon_for_each_run_and_leaves_nothing_marked(study: Path
 def test_a_file_that_takes_too_long_is_given_up(study: Path, call: Call) -> None:
     done = call(study / "runs" / "b", "--timeout", "0.2")
     assert done.returncode == 1
-    assert "not done after 0.2 s (--timeout)" in done.stderr
+    assert "not finished after 0.2 s (--timeout)" in done.stderr
     assert marked(study) == []
 
 
 def test_without_a_key_nobody_is_asked(study: Path, call: Call) -> None:
     done = call(study, WANDB_API_KEY="")
     assert done.returncode == 2
-    assert "set WANDB_API_KEY or call `wandb login` once" in done.stderr.splitlines()[-1]
+    assert "set WANDB_API_KEY or run `wandb login` once" in done.stderr.splitlines()[-1]
 
 
 def test_dry_runs_list_in_order_and_send_nothing(study: Path, server: Server, call: Call) -> None:
@@ -243,29 +243,29 @@ def test_after_a_start_that_is_missing_the_later_ones_of_its_run_are_sent_again(
 
 def test_a_study_is_over_when_no_point_waits_or_runs(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with here.Life.of(study, here.STUDY).held():  # as where there is no SLURM
-        assert not over(study)
-    assert over(study), "nobody is there who would start what waits"
+        assert not is_over(study)
+    assert is_over(study), "nobody is there who would start what waits"
     record = json.loads((study / "study.json").read_text())
     for point in record["points"]:
         point["job"] = "5_0"  # of which SLURM knows nothing any more
     (study / "study.json").write_text(json.dumps(record))
     monkeypatch.setattr(cluster, "jobs", lambda numbers: {})
-    assert not over(study)
+    assert not is_over(study)
     touch(study / "runs" / "a" / "failure.json").write_text('{"error": "no"}')  # its samples will not come
-    assert not over(study)
+    assert not is_over(study)
     touch(study / "runs" / "b" / "failure.json").write_text('{"error": "no"}')
-    assert over(study)
+    assert is_over(study)
     record["points"][1]["job"] = "7_1"
     (study / "study.json").write_text(json.dumps(record))
     for state, ended in (("RUNNING", False), ("COMPLETED", True)):
         monkeypatch.setattr(cluster, "jobs", lambda numbers, state=state: {"7_1": cluster.Job(state=state)})
-        assert over(study) == ended
-    assert not over(study / "runs" / "a")
+        assert is_over(study) == ended
+    assert not is_over(study / "runs" / "a")
 
 
 def test_watching_ends_with_the_study_and_sends_what_came_last(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[int] = []
-    monkeypatch.setattr(sync, "over", lambda folder: len(rounds) == 2)
+    monkeypatch.setattr(sync, "is_over", lambda folder: len(rounds) == 2)
     monkeypatch.setattr(sync, "send", lambda found, seconds: rounds.append(len(found)) or ["a"] * (len(rounds) < 3))
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
@@ -278,4 +278,4 @@ def test_watching_ends_with_the_study_and_sends_what_came_last(study: Path, monk
 def test_a_watch_that_never_waits_is_refused(study: Path, call: Call) -> None:
     done = call(study, "--watch", "0")
     assert done.returncode == 2
-    assert done.stderr.endswith("error: --watch: 0 is not accepted; give seconds, 1 or more\n")
+    assert done.stderr.endswith("error: --watch: 0 is not accepted; it must be at least 1 second\n")

@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from wandb_server import Server, serving
 
 from ebm.train.metrics import Metrics, read
-from launch.tracking.history import Follower, rows
-from launch.tracking.track import tracked
+from launch.tracking.history import Follower, values_of
+from launch.tracking.track import tracking_of
 
 # W&B may take its time at the end: on two loaded cores its import alone takes seconds.
 TRACKED = ["track.mode=offline", "track.project=tests", "track.finish_seconds=120", "budget.images=400", "save.every=80",
@@ -64,7 +64,8 @@ def same_history(run: Path) -> None:
     for record in read(run / "metrics.jsonl"):
         if record["event"] not in ("start", "end"):
             row = expected.setdefault(record["step"], {"images": record["images"]})
-            row |= {name: value for name, value in rows(record).items() if "seconds" not in name and not name.endswith("_s")}
+            values = values_of(record)
+            row |= {name: value for name, value in values.items() if "seconds" not in name and not name.endswith("_s")}
     found = history(run)
     steps = [row["_step"] for row in found]
     assert steps == sorted(set(steps)), "a step came twice or out of order"
@@ -87,7 +88,7 @@ def test_every_record_is_mirrored(run: Path) -> None:
     same_history(run)
     expected: dict[str, float] = {}
     for record in read(run / "metrics.jsonl"):
-        expected |= rows(record)
+        expected |= values_of(record)
     summary = summary_of(segments(run)[0])
     assert summary["state"] == "finished"
     assert summary["exit_code"] == 0
@@ -276,21 +277,21 @@ def config(**values: object) -> DictConfig:
 ])
 def test_bad_values_are_named(bad: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        tracked(config(**bad))
+        tracking_of(config(**bad))
 
 
 @pytest.mark.parametrize(("given", "meant"), [("", "auto"), ("dryrun", "offline"), ("run", "online"), ("shared", "online")])
 def test_wandbs_own_words_are_understood(given: str, meant: str) -> None:
-    assert tracked(config(mode=given)).mode == meant
+    assert tracking_of(config(mode=given)).mode == meant
 
 
 def test_where_wandb_is_missing_nothing_is_tracked_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert tracked(config()).mode == "disabled"
+    assert tracking_of(config()).mode == "disabled"
     with pytest.raises(ValueError, match=r"pip install -e '\.\[wandb\]'"):
-        tracked(config(mode="offline"))
+        tracking_of(config(mode="offline"))
     monkeypatch.setenv("WANDB_MODE", "offline")  # of a shell, for other projects
-    assert tracked(config(mode="offline")).mode == "disabled"
+    assert tracking_of(config(mode="offline")).mode == "disabled"
 
 
 def test_a_step_that_a_kill_cut_short_is_not_passed_on(tmp_path: Path) -> None:

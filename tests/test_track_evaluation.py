@@ -9,7 +9,7 @@ from conftest import ONE_THREAD, ROOT
 from evaluation_records import quality, record
 from test_track import inspected, segments, summary_of
 
-from launch.tracking.history import protocol, shown
+from launch.tracking.history import config_of, summary_and_pictures
 
 PUBLISH = """
 import sys
@@ -45,7 +45,7 @@ def test_a_record_arrives_with_its_protocol_and_its_pictures(tmp_path: Path) -> 
 
 
 def test_of_other_records_no_protocol_is_told(tmp_path: Path) -> None:
-    assert protocol({"sampler": "heun", "n": 4}) == {}
-    values, pictures = shown({"sampler": "heun", "n": 4, "nfe": 35}, tmp_path / "a.json")
+    assert config_of({"sampler": "heun", "n": 4}) == {}
+    values, pictures = summary_and_pictures({"sampler": "heun", "n": 4, "nfe": 35}, tmp_path / "a.json")
     assert values == {"sampler": "heun", "n": 4, "nfe": 35}
     assert pictures == {"samples": tmp_path / "a.png"}

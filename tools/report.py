@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout 
 from ebm.extras import extra
 from ebm.files import write_atomically
 from tools.review.album import Album
-from tools.review.collect import collect, over
+from tools.review.collect import collect, is_over
 from tools.review.page import render
 from tools.review.png import slides
 
@@ -23,31 +23,31 @@ from tools.review.png import slides
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="a study's folder (it holds study.json) or a run's (config.yaml)")
+    parser.add_argument("folder", type=Path, help="the folder of a study (it holds study.json) or of a run (config.yaml)")
     parser.add_argument("--out", type=Path, help="the page to write (report.html in the folder)")
     parser.add_argument("--watch", nargs="?", type=float, const=30.0, metavar="seconds",
-                        help="written again until all jobs have ended, or Ctrl-C (30)")
-    parser.add_argument("--png", action="store_true", help="pictures for slides beside the page, by a headless Chromium")
-    parser.add_argument("--wandb", metavar="entity/project", help="publishes the same as a report at W&B, where the runs are")
+                        help="rewrite the page at this interval until all jobs have ended, or Ctrl-C (30)")
+    parser.add_argument("--png", action="store_true", help="also write pictures for slides, with a headless Chromium")
+    parser.add_argument("--wandb", metavar="entity/project", help="also publish it as a W&B report in the project of the runs")
     options = parser.parse_args()
     if options.watch is not None and not 1 <= options.watch < float("inf"):
-        parser.error(f"--watch: {options.watch:g} is not accepted; give seconds, 1 or more")
+        parser.error(f"--watch: {options.watch:g} is not accepted; it must be at least 1 second")
     return options
 
 
 def main() -> None:
-    """Writes the page, again and again if asked to; exits with 2 and one line on bad input."""
+    """Writes the page, repeatedly if asked to; exits with 2 and one line on bad input."""
     options = arguments()
     out = options.out or options.folder / "report.html"
     album = Album()
     try:
         place = published().target(options.wandb) if options.wandb else None
         content = write(options.folder, out, album=album, watch=options.watch)
-        while options.watch is not None and not over(content):
+        while options.watch is not None and not is_over(content):
             time.sleep(options.watch)
             try:
                 content = write(options.folder, out, album=album, watch=options.watch)
-            except OSError as error:  # a disk that is full or away: the next time, perhaps
+            except OSError as error:  # a full or unreachable disk: perhaps it works the next time
                 print(f"note: {error}", file=sys.stderr)
         if options.png:
             for path in slides(out, content):
@@ -69,20 +69,20 @@ def published() -> ModuleType:
 
 
 def write(folder: Path, out: Path, *, album: Album, watch: float | None) -> dict[str, Any]:
-    """Writes the page once, says so and what could not be read, and gives what the page shows."""
+    """Writes the page once, reports it and what could not be read; the page's content."""
     content = collect(folder, album=album)
-    content["watch"] = None if over(content) else watch
-    page = render(content, album.pictures).encode(errors="replace")  # a folder may have any name
+    content["watch"] = None if is_over(content) else watch
+    page = render(content, album.pictures).encode(errors="replace")  # a folder's name may hold any character
     write_atomically(out, page)
-    print(f"{out}: {counted(content)}, {len(page) / 1e6:.1f} MB", flush=True)
+    print(f"{out}: {count_text(content)}, {len(page) / 1e6:.1f} MB", flush=True)
     if problems := content["problems"]:
-        more = f", and {len(problems) - 1} more, named in the page" if len(problems) > 1 else ""
+        more = f", and {len(problems) - 1} more, listed in the page" if len(problems) > 1 else ""
         print(f"note: {problems[0]['where']}: {problems[0]['what']}{more}", file=sys.stderr)
     return content
 
 
-def counted(content: dict[str, Any]) -> str:
-    """How many runs and samplings, in words."""
+def count_text(content: dict[str, Any]) -> str:
+    """The numbers of runs and samplings as text."""
     samplings = sum(len(run["samplers"]) for run in content["runs"])
     return f"{len(content['runs'])} run{'s' * (len(content['runs']) != 1)}" + (f", {samplings} samplings" if samplings else "")
 

@@ -1,4 +1,4 @@
-"""A diagnosis for the eye: tables on the terminal, and a figure of calibration, steps, stability and samples."""
+"""A diagnosis as tables on the terminal, and as a figure of calibration, steps, stability and samples."""
 from __future__ import annotations
 
 import contextlib
@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#ce7b00", "#2e8b57", "#b22222", "#8
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Tell]:
+def progress_bars() -> Iterator[Tell]:
     """A bar on the terminal for each part of the work."""
     with Progress(TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed:.0f}"), TimeElapsedColumn(),
                   console=Console(stderr=True)) as bars:
@@ -38,7 +38,7 @@ def progress() -> Iterator[Tell]:
         yield tell
 
 
-def show(content: dict[str, Any], text: str, folder: Path) -> None:
+def print_diagnosis(content: dict[str, Any], text: str, folder: Path) -> None:
     """Prints tables and the paragraph."""
     console = Console()
     for table in (calibration_table(content), step_table(content), finding_table(content)):
@@ -49,48 +49,48 @@ def show(content: dict[str, Any], text: str, folder: Path) -> None:
 
 
 def calibration_table(content: dict[str, Any]) -> Table:
-    """The score, level by level."""
-    table = Table("σ", "explained", "a Gaussian's", "slope", "trusted", title="Is the score calibrated?", box=SIMPLE_HEAD)
+    """The calibration of the score at each noise level."""
+    table = Table("σ", "explained", "by a Gaussian", "slope", "trusted", title="Is the score calibrated?", box=SIMPLE_HEAD)
     for row in content["calibration"]:
-        table.add_row(f"{row['sigma']:.3g}", number(row["explained"]), number(row["gaussian"]), number(row["slope"]),
+        table.add_row(f"{row['sigma']:.3g}", *(short_number(row[name]) for name in ("explained", "gaussian", "slope")),
                       "yes" if row["trusted"] else "no")
     return table
 
 
 def step_table(content: dict[str, Any]) -> Table:
-    """A dozen of the steps."""
-    table = Table("step", "σ", "drift", "noise", "b²/2a", "moved", "energy", "clamped", "distance", "seen σ",
+    """At most a dozen of the steps."""
+    table = Table("step", "σ", "drift", "noise", "b²/2a", "moved", "energy", "clamped", "distance", "actual σ",
                   title="What does a step do?", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     steps = content["steps"]
     for index in sorted({round(i * (len(steps) - 1) / 11) for i in range(12)}):
         s = steps[index]
-        table.add_row(str(s["index"]), *(number(s[name]) for name in (
+        table.add_row(str(s["index"]), *(short_number(s[name]) for name in (
             "sigma", "drift", "noise_size", "temperature", "moved", "energy")), f"{s['clamped']:.0%}",
-            number(s["distance"]), number(s["noise"]))
+            short_number(s["distance"]), short_number(s["noise"]))
     return table
 
 
 def finding_table(content: dict[str, Any]) -> Table:
-    """Verdicts and their reasons."""
+    """The verdicts and their reasons."""
     table = Table("verdict", "because", title="Verdict", box=SIMPLE_HEAD)
     for finding in [*content["findings"], *content["run_findings"]]:
         table.add_row(finding["name"], finding["words"])
     if not content["findings"]:
-        table.add_row("healthy", "nothing wrong was found")
+        table.add_row("healthy", "no fault was found")
     if content["prescription"]:
         table.add_row("prescription", " ".join(content["prescription"]["overrides"]) or content["prescription"]["words"])
     return table
 
 
-def number(value: float | None) -> str:
-    """Three digits, few characters, or a dash for none."""
+def short_number(value: float | None) -> str:
+    """Three significant digits in few characters, a dash for None."""
     if value is None:
         return "–"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
 
 
-def draw(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, path: Path) -> None:
-    """Writes the figure."""
+def draw_figure(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, path: Path) -> None:
+    """Writes the figure to ``path``."""
     figure = plt.figure(figsize=(13, 7.6), layout="constrained")
     rows = figure.add_gridspec(2, 1, height_ratios=[1, 0.95])
     upper, lower = (figure.add_subfigure(rows[row]) for row in (0, 1))
@@ -112,7 +112,7 @@ def draw(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, pa
 
 
 def calibration_axes(axes: Axes, content: dict[str, Any]) -> None:
-    """Explained fraction and slope by σ, with the trusted and the walked range."""
+    """Explained fraction and slope against σ, with the trusted range and the sampler's."""
     rows = content["calibration"]
     sigma = [row["sigma"] for row in rows]
     explained = np.array([row["explained"] if row["explained"] is not None else np.nan for row in rows])
@@ -120,23 +120,23 @@ def calibration_axes(axes: Axes, content: dict[str, Any]) -> None:
         axes.axvspan(*content["trusted"], color=GREEN, alpha=0.12, lw=0, label="trusted")
     walked = [step["sigma"] for step in content["steps"]]
     axes.plot([min(walked), max(walked)], [-0.06, -0.06], color=RED, lw=4, marker="|", solid_capstyle="butt",
-              label="sampler walks here")
+              label="sampler's range")
     axes.plot(sigma, explained.clip(-0.15, 1.3), color=BLUE, marker="o", ms=3, label="explained fraction")
     axes.plot(sigma, [row["gaussian"] for row in rows], color=GREY, ls="--", label="explained by a Gaussian")
     slope = np.array([row["slope"] if row["slope"] is not None else np.nan for row in rows])
-    axes.plot(sigma, slope.clip(-0.15, 1.3), color=ORANGE, marker=".", lw=1, label="slope (1 is right)")
+    axes.plot(sigma, slope.clip(-0.15, 1.3), color=ORANGE, marker=".", lw=1, label="slope (1 is calibrated)")
     axes.axhline(1, color=ORANGE, lw=0.6, ls=":")
     axes.set(xscale="log", ylim=(-0.2, 1.35), xlabel="noise level σ", title="Is the score calibrated?")
     axes.legend(fontsize=7)
 
 
 def step_axes(axes: Axes, content: dict[str, Any]) -> None:
-    """Drift and noise, one step and added up, and the distance from the data."""
+    """Drift and noise of each step and cumulative, and the distance from the data."""
     steps = content["steps"]
     index = [step["index"] + 1 for step in steps]
     mark = {"marker": "."} if len(steps) < 40 else {}
     lines = (("drift", BLUE, "-", "drift of a step"), ("noise_size", ORANGE, "-", "noise of a step"),
-             ("drift_total", BLUE, "--", "drifts added up"), ("noise_total", ORANGE, "--", "noise added up"),
+             ("drift_total", BLUE, "--", "cumulative drift"), ("noise_total", ORANGE, "--", "cumulative noise"),
              ("distance", GREEN, "-", "distance from the data"))
     for name, color, style, label in lines:
         values = np.array([step[name] if step[name] else np.nan for step in steps], dtype=float)
@@ -147,8 +147,8 @@ def step_axes(axes: Axes, content: dict[str, Any]) -> None:
 
 
 def stability_axes(axes: Axes, content: dict[str, Any]) -> None:
-    """The step size taken against the largest stable one."""
-    for on_path, marker, label in ((True, "o", "2/L on the path"), (False, "x", "2/L at noised images")):
+    """The step size against the largest stable one."""
+    for on_path, marker, label in ((True, "o", "2/L on the trajectory"), (False, "x", "2/L at noised images")):
         rows = [row for row in content["curvature"] if row["on_path"] is on_path and row["stable_below"]]
         axes.plot([row["step"] + 1 for row in rows], [row["stable_below"] for row in rows], color=RED, marker=marker, ls="",
                   label=label)

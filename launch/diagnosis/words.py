@@ -13,15 +13,16 @@ from ebm.diagnose.trial import start_of
 from ebm.files import write_atomically
 
 
-def record(before: Diagnosis, after: Diagnosis | None, *, about: dict[str, Any], training: list[Finding]) -> dict[str, Any]:
-    """What `diagnosis.json` holds; ``training`` are findings about the run, not the sampler."""
+def diagnosis_record(before: Diagnosis, after: Diagnosis | None, *, about: dict[str, Any],
+                     training: list[Finding]) -> dict[str, Any]:
+    """The content of `diagnosis.json`; ``training`` are findings about the run, not the sampler."""
     return {
-        **about, **part(before), "run_findings": [dataclasses.asdict(one) for one in training],
-        "after": part(after) if after is not None else None,
+        **about, **sampler_record(before), "run_findings": [dataclasses.asdict(one) for one in training],
+        "after": sampler_record(after) if after is not None else None,
     }
 
 
-def part(diagnosis: Diagnosis) -> dict[str, Any]:
+def sampler_record(diagnosis: Diagnosis) -> dict[str, Any]:
     """One sampler's share of the record."""
     facts, cure = diagnosis.facts, diagnosis.prescription
     trusted, last = facts.trusted, facts.path.records[-1]
@@ -49,7 +50,7 @@ def part(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def plain_numbers(tree: Any) -> Any:
-    """The same with null for numbers that JSON has not."""
+    """The tree with None for numbers that JSON can't represent (NaN and infinities)."""
     if isinstance(tree, dict):
         return {name: plain_numbers(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -57,33 +58,33 @@ def plain_numbers(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def words(content: dict[str, Any]) -> str:
-    """The paragraph."""
+def paragraph(content: dict[str, Any]) -> str:
+    """The diagnosis as a paragraph of plain words."""
     said = [f"Verdict on {content['sampler']}: {', '.join(content['verdicts'])}."]
     said += [f"{capital(finding['name'])}: {finding['words']}." for finding in [*content["findings"], *content["run_findings"]]]
     levels = "from σ = {:.3g} to {:.3g}".format(*content["trusted"]) if content["trusted"] else "at no level"
-    said.append(f"On {content['images']} images the score is to be trusted {levels}.")
+    said.append(f"On {content['images']} images the score can be trusted {levels}.")
     if content["images"] == "training":
-        said.append("They are not held-out ones, as the run has none: how it does on others is not seen.")
+        said.append("The run has no held-out images, so this does not show how the model does on unseen ones.")
     said += [f"{capital(note)}." for note in content["notes"]]
     if cure := content["prescription"]:
         said.append(f"Prescription: {cure['words']}." if cure["words"] else "No setting of this sampler was found to cure it.")
     if after := content["after"]:
-        said.append(f"Tried with {' '.join(content['tried'])}: {', '.join(after['verdicts'])}; distance from the data's "
-                    f"statistics {content['end']['distance']:.2g} before and {after['end']['distance']:.2g} after.")
+        said.append(f"Tried with {' '.join(content['tried'])}: {', '.join(after['verdicts'])}; the distance from the data's "
+                    f"statistics is {content['end']['distance']:.2g} before and {after['end']['distance']:.2g} after.")
     return " ".join(said)
 
 
 def capital(text: str) -> str:
-    """With a capital letter to begin with."""
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-def write(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, *, folder: Path) -> None:
+def write_diagnosis(content: dict[str, Any], before: Diagnosis, after: Diagnosis | None, *, folder: Path) -> None:
     """Writes diagnosis.json, diagnosis.txt and diagnosis.png into ``folder``."""
-    from launch.diagnosis.figure import draw  # needs matplotlib
+    from launch.diagnosis.figure import draw_figure  # needs matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    write_atomically(folder / "diagnosis.txt", (words(content) + "\n").encode())
-    draw(content, before, after, folder / "diagnosis.png")
+    write_atomically(folder / "diagnosis.txt", (paragraph(content) + "\n").encode())
+    draw_figure(content, before, after, folder / "diagnosis.png")

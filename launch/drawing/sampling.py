@@ -22,7 +22,7 @@ from launch.config.settings import precision
 from launch.drawing.batches import Drawn, compute_batches, delete_batches, digest, draw_batch
 from launch.drawing.pipeline import Pipeline
 from launch.run.folder import RunFolder
-from launch.run.make import restored
+from launch.run.make import load_model
 from launch.run.version import version
 
 
@@ -30,7 +30,7 @@ def prepare(cfg: DictConfig, world: World) -> Pipeline:
     """All that the samples depend on; raises ValueError or OSError for unusable settings, before any work."""
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
-    model, checkpoint, step = restored(folder, checkpoint=plain(cfg, "checkpoint", str), ema=plain(cfg, "ema", int),
+    model, checkpoint, step = load_model(folder, checkpoint=plain(cfg, "checkpoint", str), ema=plain(cfg, "ema", int),
                                        device=world.device)
     pipeline = Pipeline(
         model=model, sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),

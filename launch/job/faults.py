@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ebm.files import write_atomically
-from launch.job.process import node, start, verdict
+from launch.job.process import leave_verdict, node_name, start_name
 
 if TYPE_CHECKING:
     from ebm.train.distributed import World
@@ -57,7 +57,7 @@ def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None, a
     """
     if alone or (world.is_main if world is not None else os.environ.get("LOCAL_RANK", "0") == "0"):
         print(f"error: {message}", file=sys.stderr, flush=True)
-    verdict("failed")
+    leave_verdict("failed")
     raise Refused(code, message)
 
 
@@ -70,17 +70,17 @@ def missing_value(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def recorded(folder: Path) -> Iterator[None]:
+def record_failures(folder: Path) -> Iterator[None]:
     """Context whose failure is written to ``folder``/failure.json by the first process that fails.
 
-    A command line that is refused has told whoever typed it, and says nothing about the run in the folder; a study's has nobody
-    else to tell. An exception nobody expected ends the process at once: what it would wait for may never come.
+    A refused command line is not written down: whoever typed it has read why. That of a study's job is, as nobody has. An
+    unexpected exception ends the process at once: what it would wait for may never come.
     """
     try:
         yield
     except Refused as refusal:
         if refusal.code != BAD_INPUT or {"EBM_JOB", "EBM_STUDY"} & os.environ.keys():
-            record(folder, refusal.message)
+            write_failure(folder, refusal.message)
         raise
     except Exception as error:
         text = traceback.format_exc()
@@ -89,23 +89,23 @@ def recorded(folder: Path) -> Iterator[None]:
 
         from ebm.train.distributed import lost_peer
 
-        if not lost_peer(error):  # the process that is gone has left its own word, or nobody knows why it went
+        if not lost_peer(error):  # the lost process has recorded its own reason, or nobody knows it
             broken = isinstance(error, torch.AcceleratorError)  # a GPU that fell off the bus, as likely as a kernel's fault
-            verdict(f"avoid {node()}" if broken else "failed")
-            record(folder, f"{type(error).__name__}: {error}", text)
+            leave_verdict(f"avoid {node_name()}" if broken else "failed")
+            write_failure(folder, f"{type(error).__name__}: {error}", text)
         sys.stdout.flush()
         os._exit(1)
 
 
-def record(folder: Path, error: str, text: str = "") -> None:
-    """Writes failure.json unless another process of this start has, or there is neither run nor job yet."""
+def write_failure(folder: Path, error: str, text: str = "") -> None:
+    """Writes failure.json unless another process of this start has, or there is neither a run nor a job yet."""
     path = folder / "failure.json"
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(path.read_text()).get("start") == start():
+        if json.loads(path.read_text()).get("start") == start_name():
             return
     if not (folder.is_dir() or "EBM_JOB" in os.environ):
         return
-    content = {"start": start(), "rank": int(os.environ.get("RANK", "0")), "node": node(), "error": error,
+    content = {"start": start_name(), "rank": int(os.environ.get("RANK", "0")), "node": node_name(), "error": error,
                "traceback": text, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
     with contextlib.suppress(OSError):  # a full disk, say: the log has it too
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,10 +114,10 @@ def record(folder: Path, error: str, text: str = "") -> None:
 
 @contextlib.contextmanager
 def watchdog(folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
-    """Context that gives a function to be called again within ``seconds``, or all threads' stacks are written to the
+    """Context with a function that must be called at least every ``seconds``; else the stacks of all threads are written to the
     folder and the process ends.
 
-    Python's faulthandler watches from a thread of C, so that even a call that never gives Python back is ended.
+    Python's faulthandler watches from a C thread, so even a call that never returns to Python is ended.
     """
     with open(folder / f"stacks-rank{os.environ.get('RANK', '0')}.txt", "a", encoding="utf-8") as file:
         armed = -math.inf

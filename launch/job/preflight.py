@@ -1,4 +1,4 @@
-"""Before the first step, on every process: is this node fit for the run? One that isn't is named and avoided."""
+"""Checks of every node before the first step; a node that fails one is named and avoided."""
 from __future__ import annotations
 
 import contextlib
@@ -15,14 +15,14 @@ from ebm.data import Dataset
 from ebm.train.distributed import MissingPeersError, World, join
 from launch.config.settings import setting
 from launch.job.faults import checking
-from launch.job.process import node, verdict
+from launch.job.process import leave_verdict, node_name
 
 PROBE = 4 << 20  # bytes written to measure the speed of the run's disk
-GRACE = 5.0  # seconds in which rank 0 can say which processes are missing, before another says only that some are
+GRACE = 5.0  # seconds for rank 0 to report which processes are missing, before others report only that some are
 
 
 class NodeFaultError(OSError):
-    """Nodes that can't do the run's work."""
+    """Nodes that are not fit for the run."""
 
 
 @contextlib.contextmanager
@@ -37,83 +37,85 @@ def processes(cfg: DictConfig) -> Iterator[World]:
 
 @contextlib.contextmanager
 def meeting(device: str) -> Iterator[None]:
-    """Context in which the processes find each other; on a cluster the nodes of those that don't come are avoided, and a node
-    whose GPUs SLURM has given and PyTorch doesn't find, where ``device`` would have them."""
+    """Context in which the processes find each other.
+
+    On a cluster it avoids the nodes of processes that don't come, and a node on which PyTorch doesn't find the GPUs that SLURM
+    has allocated, if ``device`` may use them. Raises NodeFaultError or OSError.
+    """
     given, wanted = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if given and device != "cpu" and shutil.which("nvidia-smi"):
         count = torch.cuda.device_count()
         one_each = count == 1 and "SLURM_STEP_GPUS" in os.environ  # each process sees its own alone
         if count < min(given, wanted) and not one_each:
-            verdict(f"avoid {node()}")
-            raise NodeFaultError(f"node {node()}: SLURM gives this job {given} GPUs, and PyTorch finds {count}; "
-                                 "device=cpu does without")
+            leave_verdict(f"avoid {node_name()}")
+            raise NodeFaultError(f"node {node_name()}: SLURM gives this job {given} GPUs, but PyTorch finds {count}; "
+                                 "device=cpu needs none")
     try:
         yield
     except MissingPeersError as error:
         nodes, here = os.environ.get("EBM_NODES", "").split(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         missing = sorted({nodes[rank // here] for rank in error.ranks if rank // here < len(nodes)})
-        if os.environ["RANK"] != "0":  # the one that can't be reached may be this: rank 0, if it is there, has the first word
+        if os.environ["RANK"] != "0":  # this may be the node that can't be reached: rank 0, if there, reports first
             time.sleep(GRACE)
-            verdict("again")
+            leave_verdict("again")
         elif missing:  # it knows who has come
-            # Where nobody else has come, and there are several others, the node that is cut off is this one.
-            verdict(f"avoid {' '.join([node()] if 1 < len(nodes) - 1 == len(missing) else missing)}")
-        where = f" (node {', '.join(missing)}; seen from node {node()})" if missing else ""
+            # If none of several others has come, the node that is cut off is this one.
+            leave_verdict(f"avoid {' '.join([node_name()] if 1 < len(nodes) - 1 == len(missing) else missing)}")
+        where = f" (node {', '.join(missing)}; seen from node {node_name()})" if missing else ""
         raise OSError(f"peers_seconds: {error}{where}") from error
 
 
-def fit(world: World, *, memory_gb: float) -> None:
-    """Raises NodeFaultError on every process, naming node and fault, where the device of any computes wrongly or has less than
-    ``memory_gb`` free."""
-    everywhere(world, lambda: check_device(world.device, memory_gb))
+def check_devices(world: World, *, memory_gb: float) -> None:
+    """Raises NodeFaultError on every process if any device computes wrongly or has less than ``memory_gb`` free."""
+    check_everywhere(world, lambda: check_device(world.device, memory_gb))
 
 
-def preflight(world: World, *, folder: Path, disk_gb: float, write_mb_s: float) -> None:
-    """Raises NodeFaultError on every process, naming node and fault, where any process finds one: ``disk_gb`` of the run's
-    folder must be free, ``write_mb_s`` written per second, and the processes' sums right."""
-    everywhere(world, lambda: check_disk(folder, disk_gb, write_mb_s))
+def check_node(world: World, *, folder: Path, disk_gb: float, write_mb_s: float) -> None:
+    """Raises NodeFaultError on every process if any finds less than ``disk_gb`` free in the run's folder, writes it more slowly
+    than ``write_mb_s``, or gets a wrong sum over the processes."""
+    check_everywhere(world, lambda: check_disk(folder, disk_gb, write_mb_s))
     if int(world.all_reduce(torch.ones((), device=world.device))) != world.size:  # over the network of the gradients
-        raise NodeFaultError(f"node {node()}: a sum over all processes is wrong")
+        raise NodeFaultError(f"node {node_name()}: a sum over all processes is wrong")
 
 
-def readable(world: World, data: Path) -> None:
-    """Raises NodeFaultError where a process of a study's job can't open the data: the study was refused where nobody
-    could, so it is this node that can't."""
+def check_data(world: World, data: Path) -> None:
+    """Raises NodeFaultError if a process of a study's job can't open the data: submitting the study has opened it, so the node
+    is at fault."""
     if "EBM_JOB" in os.environ:
-        everywhere(world, lambda: Dataset.open(data))
+        check_everywhere(world, lambda: Dataset.open(data))
 
 
-def everywhere(world: World, *checks: Callable[[], object]) -> None:
-    """Makes the checks on every process; where any of them raises on any, NodeFaultError on all, and those nodes avoided."""
+def check_everywhere(world: World, *checks: Callable[[], object]) -> None:
+    """Runs the checks on every process; if any raises on any, all raise NodeFaultError, and the nodes at fault are avoided."""
     fault = ""
     try:
         for check in checks:
             check()
     except (OSError, RuntimeError, ValueError) as error:
         fault = " ".join(str(error).split()) or repr(error)
-    found = [(where, what) for where, what in world.all_gather((node(), fault)) if what]
+    found = [(where, what) for where, what in world.all_gather((node_name(), fault)) if what]
     if found:
-        verdict("avoid " + " ".join(sorted({where for where, _ in found})))
+        leave_verdict("avoid " + " ".join(sorted({where for where, _ in found})))
         raise NodeFaultError("; ".join(sorted({f"node {where}: {what}" for where, what in found})))
 
 
 def check_device(device: torch.device, memory_gb: float) -> None:
-    """Raises RuntimeError where the device doesn't compute, OSError where too little of its memory is free."""
+    """Raises RuntimeError if the device computes wrongly, OSError if too little of its memory is free."""
     if float(torch.ones(8, device=device).sum()) != 8:
         raise RuntimeError(f"{device} computes wrongly")
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] / 2**30
         if free < memory_gb:
-            raise OSError(f"{device} has {free:.1f} GB of free memory, preflight.memory_gb asks for {memory_gb}")
+            raise OSError(f"{device} has {free:.1f} GB of free memory; preflight.memory_gb requires {memory_gb}")
 
 
 def check_disk(folder: Path, disk_gb: float, write_mb_s: float) -> None:
-    """Raises OSError where the folder can't be written, or not fast enough, or has too little room."""
+    """Raises OSError if the folder can't be written, is too slow, or has too little free space."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free / 2**30
     if free < disk_gb:
-        raise OSError(f"{folder} has {free:.2f} GB of free space, preflight.disk_gb asks for {disk_gb}")
-    probe, began = folder / f".probe-{node()}-{os.getpid()}", time.perf_counter()
+        raise OSError(f"{folder} has {free:.2f} GB of free space; preflight.disk_gb requires {disk_gb}")
+    probe, began = folder / f".probe-{node_name()}-{os.getpid()}", time.perf_counter()
     try:
         with open(probe, "wb") as file:
             file.write(bytes(PROBE))
@@ -123,4 +125,4 @@ def check_disk(folder: Path, disk_gb: float, write_mb_s: float) -> None:
         probe.unlink(missing_ok=True)
     speed = PROBE / 1e6 / (time.perf_counter() - began)
     if speed < write_mb_s:
-        raise OSError(f"{folder} is written at {speed:.2f} MB/s, preflight.write_mb_s asks for {write_mb_s}")
+        raise OSError(f"{folder} is written at {speed:.2f} MB/s; preflight.write_mb_s requires {write_mb_s}")

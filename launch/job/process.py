@@ -1,4 +1,4 @@
-"""Inside a SLURM job: a task becomes the entry it stands for, and leaves a verdict that `launch/job/epilogue.py` reads.
+"""Inside a SLURM job: the process becomes its task's entry, and leaves a verdict that `launch/job/epilogue.py` reads.
 
 Only the standard library: this is imported before anything else may go wrong.
 """
@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Blocked from a job's first moment until an entry listens to them, so that none is lost and none kills while it imports.
+# Blocked from a job's first moment until an entry handles them, so that none is lost and none kills it during its imports.
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
@@ -34,7 +34,7 @@ def become(task: Task) -> None:
     if os.environ["RANK"] == "0":
         place = Path(os.environ["EBM_JOB"]) / "task.json"
         place.with_suffix(".new").write_text(json.dumps(asdict(task)))
-        place.with_suffix(".new").replace(place)  # whole, whenever this process is killed
+        place.with_suffix(".new").replace(place)  # never half-written, even if this process is killed
     print(" ".join(task.command), flush=True)
     sys.stderr.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -42,7 +42,7 @@ def become(task: Task) -> None:
 
 
 def ranks() -> dict[str, str]:
-    """The variables of a process group, from SLURM's."""
+    """The environment variables of a process group, from SLURM's."""
     env = os.environ
     nodes = subprocess.run(["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]], capture_output=True, text=True,
                            check=True).stdout.split()
@@ -53,7 +53,7 @@ def ranks() -> dict[str, str]:
 
 
 def address(node: str) -> str:
-    """A node's name where it can be looked up, else the address that SLURM knows."""
+    """A node's name if it can be looked up, else the address that SLURM has."""
     try:
         socket.gethostbyname(node)
     except OSError:
@@ -63,18 +63,18 @@ def address(node: str) -> str:
     return node
 
 
-def node() -> str:
+def node_name() -> str:
     """This node's name as SLURM has it, else the machine's."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def newest(run: Path) -> int:
-    """The step of a run's newest checkpoint, 0 where there is none; its bytes are not looked at."""
+def newest_step(run: Path) -> int:
+    """The step of a run's newest checkpoint by its name, 0 if there is none."""
     names = (re.match(r"step-(\d{9})-", path.name) for path in (run / "checkpoints").glob("step-*.pt"))
     return max((int(match[1]) for match in names if match), default=0)
 
 
-def number() -> str:
+def job_number() -> str:
     """This job's number as SLURM's commands take it: an array's last element shares its plain one with the whole array."""
     env = os.environ
     if "SLURM_ARRAY_JOB_ID" in env:
@@ -82,15 +82,15 @@ def number() -> str:
     return env.get("SLURM_JOB_ID", "")
 
 
-def start() -> str:
-    """A name of this start of the job: another after every requeue."""
+def start_name() -> str:
+    """The name of this start of the job, a different one after every requeue."""
     if "SLURM_JOB_ID" in os.environ:
-        return f"{number()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        return f"{job_number()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return os.environ.get("TORCHELASTIC_RUN_ID") or f"process {os.getpid()}"
 
 
-def verdict(text: str) -> None:
-    """Says how this start of a study's job ended: "failed", "again", or "avoid <node> …"; the first word counts."""
+def leave_verdict(text: str) -> None:
+    """Records how this start of a study's job ended: "failed", "again", or "avoid <node> …"; the first verdict counts."""
     if folder := os.environ.get("EBM_JOB"):
         with contextlib.suppress(FileExistsError), open(Path(folder) / "verdict", "x", encoding="utf-8") as file:
             file.write(text)

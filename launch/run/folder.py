@@ -1,4 +1,4 @@
-"""The folder of one run: its config, checkpoints and metrics, all that it takes to resume, sample or evaluate it."""
+"""The folder of one run: its config, checkpoints and metrics, all that resuming, sampling and evaluating need."""
 from __future__ import annotations
 
 import contextlib
@@ -15,13 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from ebm.files import write_atomically
 from ebm.train.checkpoint import Checkpoints
-from launch.job.process import newest
+from launch.job.process import newest_step
 from launch.run.identity import difference
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where one run lies on disk."""
+    """The place of a run on disk."""
 
     path: Path
 
@@ -40,7 +40,7 @@ class RunFolder:
         return Checkpoints(self.path / "checkpoints", keep=keep)
 
     def config(self) -> DictConfig:
-        """The config it was trained with; raises FileNotFoundError where there is none."""
+        """The config it was trained with; raises FileNotFoundError if there is none."""
         if not self.config_file.exists():
             raise FileNotFoundError(f"run: {self.path} holds no config.yaml; give the folder of a trained run")
         config = OmegaConf.load(self.config_file)
@@ -48,18 +48,18 @@ class RunFolder:
         return config
 
     def precision(self) -> str | None:
-        """The precision in which the run was begun, None where it has no checkpoint yet."""
-        return str(self.config().precision) if self.config_file.exists() and newest(self.path) else None
+        """The precision in which the run was begun, None if it has no checkpoint yet."""
+        return str(self.config().precision) if self.config_file.exists() and newest_step(self.path) else None
 
     def claim(self, config: DictConfig, *, steps: int) -> None:
-        """Writes the config of a run of so many ``steps`` into the folder; raises ValueError where a checkpoint there is of
-        another config or of a later step."""
+        """Writes the config of a run of ``steps`` steps into the folder; raises ValueError if a checkpoint there has another
+        config or a later step."""
         if self.config_file.exists() and self.checkpoints().paths():
             differing = difference(self.config(), config)
             if differing:
                 raise ValueError(f"run: {self.path} holds a checkpoint of another config: {'; '.join(differing)}; "
-                                 "give the old values, choose another run=<folder>, or delete that one")
-            if (made := newest(self.path)) > steps:
+                                 "give the old values, choose another run=<folder>, or delete this one")
+            if (made := newest_step(self.path)) > steps:
                 raise ValueError(f"budget.images: {config.budget.images} is not accepted; {self.path} has seen "
                                  f"{made * config.budget.batch} already: give more, or choose another run=<folder>")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -67,10 +67,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self, *, wait_seconds: float = 0) -> Iterator[None]:
-        """Context in which no other process trains here; raises ValueError, naming the holder, where one still does after
+        """Context in which no other process trains here; raises ValueError, naming the other, if one still does after
         ``wait_seconds``.
 
-        The kernel lets go of the lock when its holder dies, so none is ever left behind.
+        The kernel releases the lock when its holder dies, so no stale lock remains.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "a+", encoding="utf-8") as file:
@@ -89,14 +89,14 @@ class RunFolder:
                 raise ValueError(f"run: {self.path} is being trained by {file.read().strip() or 'another process'}; "
                                  "wait for it or choose another run=<folder>") from error
             except OSError as error:  # a file system without locks
-                print(f"note: {self.path} can't be locked ({error}); see that no other job trains there", file=sys.stderr)
+                print(f"note: {self.path} can't be locked ({error}); make sure that no other job trains there", file=sys.stderr)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
             yield
 
     def checkpoint(self, which: str) -> Path:
-        """Path of the checkpoint "newest", "best", or of that name; raises FileNotFoundError where there is none."""
+        """Path of the checkpoint "newest", "best", or of the given name; raises FileNotFoundError if there is none."""
         checkpoints = self.checkpoints()
         if which == "newest":
             path = checkpoints.newest()

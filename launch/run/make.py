@@ -1,4 +1,4 @@
-"""From a run's config to what trains it: data, model, trainer and batches, each value checked before any work."""
+"""Makes the parts of a run from its config: data, model, trainer and batches, with every value checked before any work."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -27,32 +27,34 @@ from launch.config.settings import cuda_graph, optimizer, precision, rules, sett
 from launch.run.folder import RunFolder
 
 
-def resolved(cfg: DictConfig, world: World, *, before: str | None = None) -> DictConfig:
-    """The config with every reference followed, `precision=auto` decided, by what a run that goes on had ``before`` or else by
-    the device, and without Hydra's own part."""
+def resolve(cfg: DictConfig, world: World, *, before: str | None = None) -> DictConfig:
+    """The config with every reference resolved and without Hydra's own part.
+
+    `precision=auto` becomes the precision that a resumed run had ``before``, or else the best of the device.
+    """
     container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return OmegaConf.create({**container, "precision": precision(cfg, world.device, before=before)})
 
 
-def datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
-    """The training images, and the held-out ones where there are any of the same size."""
-    train = opened(cfg, "data.train")
-    test = None if cfg.data.test is None else opened(cfg, "data.test")
+def open_datasets(cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
+    """The training images and the held-out ones, if there are any; raises ValueError if their shapes differ."""
+    train = open_dataset(cfg, "data.train")
+    test = None if cfg.data.test is None else open_dataset(cfg, "data.test")
     if test is not None and test.shape != train.shape:
         raise ValueError(f"data.test: images of {test.shape} are not accepted; those of data.train are {train.shape}")
     return train, test
 
 
-def opened(cfg: DictConfig, key: str) -> Dataset:
-    """The data set at the place that a key names; raises ValueError, naming the key, where there is none."""
+def open_dataset(cfg: DictConfig, key: str) -> Dataset:
+    """Opens the data set at the path in a key; raises ValueError, naming the key, if there is none."""
     path = place(cfg, key)
     with naming(f"{key}: ", OSError):
         return Dataset.open(path)
 
 
 def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
-    """The model of a config on its device, with the same first parameters on every process."""
+    """The model of a config on a device, with the same initial parameters on every process."""
     torch.manual_seed(seed(cfg))
     model: Preconditioned = build(cfg.model, key="model")
     if switch(cfg, "channels_last", auto=device.type == "cuda"):
@@ -60,11 +62,11 @@ def make_model(cfg: DictConfig, device: torch.device) -> Preconditioned:
     return model.to(device)
 
 
-def restored(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.device) -> tuple[Preconditioned, str, int]:
-    """A trained model with its average number ``ema``, the name of its checkpoint ("newest", "best" or one's own) and its step.
+def load_model(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.device) -> tuple[Preconditioned, str, int]:
+    """Loads a trained model with the weights of average number ``ema``; the model, the checkpoint's name and its step.
 
-    Raises FileNotFoundError where there is no such run or checkpoint, ValueError where that is damaged, has no such average or
-    is of another model.
+    ``checkpoint`` is "newest", "best" or a name. Raises FileNotFoundError without such a run or checkpoint, ValueError if it is
+    damaged, has no such average or is of another model.
     """
     path = folder.checkpoint(checkpoint)
     state = load(path, device)
@@ -78,7 +80,7 @@ def restored(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.devi
 
 
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
-    """Everything that a run is made of, built and checked before the first image is read."""
+    """The trainer of a run, with all parts built and checked before the first image is read."""
     budget: Budget = build(cfg.budget, key="budget")
     model = make_model(cfg, world.device)
     check_shapes(model, train.shape)
@@ -101,7 +103,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
                           dataset=test, metrics=metrics, seed=cfg.seed, batch=cfg.preview.batch))
     peak = peak_of(world.device, precision=cfg.precision)
     log = Log(metrics=metrics, peak_rate=peak / flop_per_image(model, train.shape) if peak else None)
-    calibrated = calibration(cfg, test, metrics)
+    calibrated = make_calibration(cfg, test, metrics)
     with naming("budget."):
         budget.pieces(world.size)
     return Trainer(
@@ -109,7 +111,7 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
         schedule=build(cfg.schedule, key="schedule"), optimizer=optimizer(cfg, model.parameters()),
         rate=build(cfg.rate, key="rate"), budget=budget, precision=Precision(name=cfg.precision), seed=cfg.seed, world=world,
         cuda_graph=cuda_graph(cfg, gpu=world.device.type == "cuda"),
-        # Saved last: what a kill then takes of a step's events, the next start does again.
+        # Saving comes last: events of a step that a kill prevents are then repeated by the next start.
         events=[Event(every=setting(cfg, "log_every"), action=log, urgent=True),
                 Event(every=setting(cfg, "preview.every"), action=preview, urgent=False),
                 *([Event(every=setting(cfg, "diagnose.every"), action=calibrated, urgent=False)] if calibrated else []),
@@ -117,16 +119,16 @@ def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Datase
     )
 
 
-def calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Calibrated | None:
-    """The doctor's part in training, where there are held-out images."""
+def make_calibration(cfg: DictConfig, test: Dataset | None, metrics: Metrics) -> Calibrated | None:
+    """The measurement of calibration during training, None without held-out images."""
     count, levels = setting(cfg, "diagnose.count"), setting(cfg, "diagnose.levels")
     if test is None:
         return None
     return Calibrated(dataset=test, count=min(count, test.count), levels=levels, metrics=metrics, seed=cfg.seed)
 
 
-def batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
-    """This process's batches from the step at hand."""
+def make_batches(cfg: DictConfig, trainer: Trainer, train: Dataset) -> Iterator[torch.Tensor]:
+    """This process's batches from the trainer's current step on."""
     flip, workers, resident_bytes = (setting(cfg, f"data.{name}") for name in ("flip", "workers", "resident_bytes"))
     batch, rank, world = trainer.budget.batch, trainer.world.rank, trainer.world.size
     with naming("data."):

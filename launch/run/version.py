@@ -1,4 +1,4 @@
-"""Which code this is: a study's frozen copy by its version in the store, a checkout by its commit."""
+"""The version of this code: of a study's frozen copy its name in the store, of a checkout its commit."""
 from __future__ import annotations
 
 import subprocess
@@ -9,7 +9,7 @@ COMMIT, CHANGES = "commit.txt", "changes.diff"  # beside frozen code: what it wa
 
 
 def version() -> str:
-    """A frozen copy's version, or the commit with "+changes" where files differ from it; "unknown" outside of git."""
+    """The version of a frozen copy, or the commit, with "+changes" if files differ from it; "unknown" outside git."""
     if (ROOT / COMMIT).exists():
         return ROOT.name
     commit = git("rev-parse", "--short=12", "HEAD").strip()
@@ -17,17 +17,17 @@ def version() -> str:
 
 
 def commit() -> str:
-    """The commit that the code comes from, "" where none is known."""
+    """The commit that the code comes from, "" if unknown."""
     return (ROOT / COMMIT).read_text() if (ROOT / COMMIT).exists() else git("rev-parse", "HEAD").strip()
 
 
 def changes() -> str:
-    """What the code differs by from its commit, as a diff."""
+    """The changes of the code since its commit, as a diff."""
     return (ROOT / CHANGES).read_text() if (ROOT / CHANGES).exists() else git("diff", "HEAD")
 
 
 def git(*arguments: str) -> str:
-    """What git says about this code, "" where it says nothing."""
+    """The output of git for this code, "" if it fails."""
     try:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, errors="replace",
                               check=False, timeout=20).stdout

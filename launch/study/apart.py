@@ -1,4 +1,4 @@
-"""Work in a process of its own: PyTorch is loaded beside the one that submits a study, and gone before anything is queued."""
+"""Checks in a process of their own: the one that submits a study never loads PyTorch."""
 from __future__ import annotations
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def checking_apart() -> Iterator[Callable[[str, str], Any]]:
-    """`checks.check` in a process that has begun to load PyTorch and ends with the context; raises what it raises."""
+    """Context with `checks.check`, run in a process that already loads PyTorch and ends with the context."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         pool.submit(_check, "", "")
 
@@ -19,7 +19,7 @@ def checking_apart() -> Iterator[Callable[[str, str], Any]]:
             try:
                 return pool.submit(_check, kind, text).result()
             except BrokenProcessPool as error:
-                raise OSError("the process that checks the study was killed; is there memory left on this machine?") from error
+                raise OSError("the process that checks the study was killed; this machine may be out of memory") from error
 
         yield check
 

@@ -1,4 +1,4 @@
-"""Array jobs: which points go into which, and what each waits for."""
+"""Plans array jobs: which points go into which array, and what each waits for."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from launch.study.point import Point
 
 @dataclass
 class Array:
-    """Jobs that are submitted as one, and what they wait for."""
+    """Jobs that are submitted as one array, and what they wait for."""
 
     kind: str
     points: list[Point]
@@ -21,7 +21,7 @@ class Array:
 
     @property
     def dependency(self) -> str:
-        """What sbatch is told, once the array waited for has its number."""
+        """The dependency for sbatch, once the array it waits for has its number."""
         if self.on is None:
             return f"afterok:{self.job}" if self.job else ""
         if self.element is not None:
@@ -29,15 +29,15 @@ class Array:
         return f"{'aftercorr' if len(self.points) > 1 else 'afterok'}:{self.on.ids[0].split('_')[0]}"
 
     def waits(self, arrays: list[Array]) -> str:
-        """The same in words."""
+        """What it waits for as text."""
         if self.on is None:
             return self.job
         which = "element by element" if self.element is None else f"element {self.element}"
         return f"array {arrays.index(self.on) + 1}, {which}"
 
 
-def plan(points: Sequence[Point], jobs: dict[Path, str], *, limit: int) -> list[Array]:
-    """The arrays of what is missing: runs in pieces of at most ``limit``, and for each sampler one array beside each."""
+def plan_arrays(points: Sequence[Point], jobs: dict[Path, str], *, limit: int) -> list[Array]:
+    """The arrays of all missing points: runs in arrays of at most ``limit``, and for each sampler one array beside each."""
     missing = [point for point in points if not jobs[point.folder]]
     runs = [point for point in missing if point.kind == "train"]
     chunks = [runs[start : start + limit] for start in range(0, len(runs), limit)]

@@ -1,4 +1,4 @@
-"""Whether a config can be made into a run or a sampling, tried without their memory or time."""
+"""Checks that a config can become a run or a sampling, without their memory or time."""
 from __future__ import annotations
 
 import contextlib
@@ -18,107 +18,105 @@ from ebm.train.distributed import World, check_device_name
 from launch.config.build import build, naming, plain, seed
 from launch.config.settings import check_settings, precision
 from launch.job.faults import missing_value
-from launch.run.make import datasets
-from launch.run.make import opened as open_at
-from launch.tracking.track import tracked
+from launch.run.make import open_dataset, open_datasets
+from launch.tracking.track import tracking_of
 
-KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load for images of a shape, once for all points
+KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load, by image shape, once for all points
 
 
 def check(kind: str, text: str) -> tuple[str, int, int] | None:
-    """Tries a config in YAML: a "train" one, for SHA-256 of its data, its steps and its batch, a "sample" one with the model it
-    is to draw from, or what an "evaluate" one measures.
+    """Checks a config in YAML, of a "train", "sample" or "evaluate" point.
 
-    Raises ValueError, naming the key, where no run can be made of it.
+    For "train", returns the SHA-256 of the data, the number of steps and the batch. Raises ValueError, naming the key.
     """
     try:
         if kind == "evaluate":
             return check_metrics(text)
         return check_run(text) if kind == "train" else check_sampler(text)
-    except (OSError, OmegaConfBaseException) as error:  # which not all come whole from one process to another
+    except (OSError, OmegaConfBaseException) as error:  # not all of them can be pickled
         raise ValueError(missing_value(error) or str(error)) from None
 
 
 def check_run(text: str) -> tuple[str, int, int]:
-    """SHA-256 of a run's data, number of its steps, and its batch."""
-    cfg = parsed(text)
-    tracked(cfg)
+    """The SHA-256 of a run's data, the number of steps, and the batch."""
+    cfg = parse(text)
+    tracking_of(cfg)
     budget = check_settings(cfg)
     for part in ("schedule", "rate"):
         build_once(part, OmegaConf.to_yaml(cfg[part]))
-    data, _ = opened(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
+    data, _ = cached_datasets(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
     check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
     return data.manifest.sha256, budget.steps, budget.batch
 
 
 @functools.lru_cache(None)
-def opened(text: str) -> tuple[Dataset, Dataset | None]:
-    """The training images and the held-out ones, which fit them: each pair once, whatever the number of points."""
-    return datasets(parsed(text))
+def cached_datasets(text: str) -> tuple[Dataset, Dataset | None]:
+    """The training images and the held-out ones of the same shape, each pair opened once for all points."""
+    return open_datasets(parse(text))
 
 
 @functools.lru_cache(None)
 def build_once(name: str, text: str) -> None:
-    """Builds a part of a config, to see whether it can be."""
-    build(parsed(text), key=name)
+    """Builds a part of a config to check it."""
+    build(parse(text), key=name)
 
 
 @functools.lru_cache(None)
-def on_meta(text: str) -> Preconditioned:
-    """A model without memory or time of its own."""
+def build_on_meta(text: str) -> Preconditioned:
+    """The model on the meta device, which takes neither memory nor time."""
     with torch.device("meta"):
-        model: Preconditioned = build(parsed(text), key="model")
+        model: Preconditioned = build(parse(text), key="model")
     return model
 
 
 @functools.lru_cache(None)
 def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
-    """Holds a model against the images' shape and what is to train it, once for all points that have it."""
-    model = on_meta(text)
+    """Checks a model against the images' shape and its objective, once for all points that have it."""
+    model = build_on_meta(text)
     check_shapes(model, shape)
-    build(parsed(objective), key="objective").check(model, shape)
+    build(parse(objective), key="objective").check(model, shape)
 
 
 @functools.lru_cache(None)
 def check_sampler(text: str) -> None:
-    """Builds a sampler and begins a trajectory, which is when samplers check their values and their model."""
-    cfg = parsed(text)
+    """Builds a sampler and begins a trajectory, which makes it check its values and its model."""
+    cfg = parse(text)
     with naming("sample."):
         seed(cfg)
         batches_of(plain(cfg, "n", int), batch=plain(cfg, "batch", int), rank=0, world=1)  # checks its values
         plain(cfg, "ema", int, least=0, most=cfg.averages - 1)
         precision(cfg, torch.device("cpu"))
         check_device_name(cfg.device)
-    model, sampler = on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
+    model, sampler = build_on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
     with naming("sampler."):
         trajectory(model, sampler, shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))
 
 
 @functools.lru_cache(None)
 def check_metrics(text: str) -> None:
-    """Has the metrics asked for check all that they will check of the ``run`` when it is trained."""
-    from launch.drawing.pipeline import Pipeline  # most studies measure nothing
+    """Has the selected metrics check everything that they will check of the trained ``run``."""
+    from launch.drawing.pipeline import Pipeline  # only here: most studies measure nothing
     from launch.metrics.evaluation import Work
     from launch.metrics.selection import naming_argument, select_metrics
 
-    cfg, device = parsed(text), torch.device("cpu")
+    cfg, device = parse(text), torch.device("cpu")
     asked, run = cfg.evaluation, cfg.run
-    train, test = opened(OmegaConf.to_yaml({"data": {"train": run.data.train, "test": run.data.test}}))
-    train = train if asked.train is None else open_at(asked, "train")
-    test = test if asked.held_out is None else open_at(asked, "held_out")
-    # One that draws nothing, so that samplers and seeds, of which nothing here depends, are not checked again and again.
-    pipeline = Pipeline(model=on_meta(OmegaConf.to_yaml(run.model)), sampler=lambda *_, **__: iter(()), shape=train.shape,
+    train, test = cached_datasets(OmegaConf.to_yaml({"data": {"train": run.data.train, "test": run.data.test}}))
+    train = train if asked.train is None else open_dataset(asked, "train")
+    test = test if asked.held_out is None else open_dataset(asked, "held_out")
+    # It draws nothing, so that samplers and seeds, on which nothing here depends, are not checked repeatedly.
+    pipeline = Pipeline(model=build_on_meta(OmegaConf.to_yaml(run.model)), sampler=lambda *_, **__: iter(()), shape=train.shape,
                         seed=0, precision=Precision(name="fp32"), device=device)
     work = Work(pipeline=pipeline, world=World(rank=0, size=1, device=device), cfg=asked, run_config=run, train=train,
                 held_out=test, n=asked.n, batch=asked.batch, kept=KEPT.setdefault(train.shape, {}))
     for name, metric in select_metrics(asked).items():
-        with drawing(), naming_argument(name, metric):
+        with naming_samples(), naming_argument(name, metric):
             metric.check(work)
 
 
 @contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """Context in which a refusal of what is drawn begins with its place in a study's config."""
+def naming_samples() -> Iterator[None]:
+    """Context in which errors about n and batch name them as in a study's config: sample.n, sample.batch."""
     try:
         yield
     except ValueError as error:
@@ -126,7 +124,7 @@ def drawing() -> Iterator[None]:
         raise ValueError(f"sample.{error}" if own else str(error)) from error
 
 
-def parsed(text: str) -> DictConfig:
+def parse(text: str) -> DictConfig:
     """A config from YAML."""
     cfg = OmegaConf.create(text)
     assert isinstance(cfg, DictConfig)

@@ -1,4 +1,4 @@
-"""What SLURM says: whether it is there, what waits or runs, and how jobs have ended."""
+"""Queries SLURM: whether it is installed, what waits or runs, and how jobs have ended."""
 from __future__ import annotations
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """A job as SLURM has it; an array's element by itself."""
+    """A job in SLURM, or one element of an array."""
 
     state: str
     reason: str = ""
@@ -20,12 +20,12 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it neither waits nor runs."""
+        """Whether it is neither waiting nor running."""
         return self.state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
 
 
 def ask(*command: str) -> str:
-    """What a command of SLURM answers; raises OSError with its complaint."""
+    """The output of a SLURM command; raises OSError with its error message."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
@@ -38,18 +38,18 @@ def available() -> bool:
 
 
 def queued() -> set[str]:
-    """Numbers of the user's jobs that wait or run, arrays element by element."""
+    """Numbers of the user's waiting and running jobs, arrays element by element."""
     return {name.removesuffix("_N/A") for name in ask("squeue", "-h", "-r", "--me", "-o", "%F_%K").split()}
 
 
 def array_limit() -> int:
-    """The most elements that one array may have."""
+    """The largest number of elements in one array."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"))
     return int(match[1]) - 1 if match else 1000
 
 
 def jobs(numbers: Iterable[str]) -> dict[str, Job]:
-    """How these jobs stand, by squeue while they live and by the accounting, where there is one, afterwards."""
+    """These jobs by number: from squeue while they live, afterwards from the accounting, if there is one."""
     wanted = sorted({number.split("_")[0] for number in numbers})
     found: dict[str, Job] = {}
     if not wanted:

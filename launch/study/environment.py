@@ -15,7 +15,7 @@ from launch.job.process import STOP_SIGNALS
 
 @contextlib.contextmanager
 def outside_job() -> Iterator[None]:
-    """Context without the variables of the SLURM job that this may be part of, which sbatch would hand on and srun obey."""
+    """Context without the variables of a surrounding SLURM job, which sbatch would pass on and srun obey."""
     if "SLURM_JOB_ID" not in os.environ:
         yield
         return
@@ -26,7 +26,7 @@ def outside_job() -> Iterator[None]:
 
 
 def python_blocking_signals() -> str:
-    """The interpreter's command, such that no signal is lost or kills before `launch/job/process.py` has taken over."""
+    """The command of the interpreter with the stop signals blocked until `launch/job/process.py` takes over."""
     block = ["env", *(f"--block-signal={number.name.removeprefix('SIG')}" for number in STOP_SIGNALS)]
     works = subprocess.run([*block, "true"], capture_output=True, check=False).returncode == 0  # coreutils 8.31 or newer
     return shlex.join([*(block if works else []), sys.executable])

@@ -1,4 +1,4 @@
-"""A study where there is no SLURM: the same jobs as processes of this machine, one for each GPU at a time, or in turn."""
+"""A study without SLURM: the same jobs as processes on this machine, one per GPU at a time, or one after another."""
 from __future__ import annotations
 
 import contextlib
@@ -21,25 +21,25 @@ from launch.study.point import Point, last_record
 if TYPE_CHECKING:
     from launch.study.submit import Study
 
-STUDY = "study"  # the process that starts the others; a job's is known by its number
+STUDY = "study"  # the name of the process that starts the others; a job's is its number
 LOCAL = "local "  # before a job's number in the study's record
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Life:
-    """A file that is locked while a process lives, and says which: so it is never believed of one that was killed."""
+    """A file with the id of a process that keeps it locked while it lives, so that a killed one is never taken for alive."""
 
     path: Path
 
     @classmethod
     def of(cls, folder: Path, name: str) -> Life:
-        """That of a study's job, by its number, or of its `STUDY`."""
+        """The file of a study's job, by its number, or of its `STUDY` process."""
         return cls(folder / "logs" / f"{name}.pid")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[TextIO]:
-        """Locks it for this process and for whoever inherits the file that is yielded, as long as any of them lives."""
+        """Locks it for this process and all that inherit the yielded file, as long as any of them lives."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "w", encoding="utf-8") as file:
             with contextlib.suppress(OSError):  # a file system without locks
@@ -55,38 +55,38 @@ class Life:
             return True
         except FileNotFoundError:
             pass
-        except OSError:  # a file system without locks: its number must do
+        except OSError:  # a file system without locks: its id must do
             with contextlib.suppress(OSError, ValueError):
                 self.send(0)
                 return True
         return False
 
     def end(self) -> None:
-        """Asks the process to save and leave; raises OSError where it lives on another machine."""
+        """Asks the process to save and exit; raises OSError if it runs on another machine."""
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             self.send(signal.SIGTERM)
 
     def send(self, number: int) -> None:
-        """Sends the process a signal, or with 0 asks whether there is one; raises OSError where that is not here."""
+        """Sends the process a signal, or with 0 checks that it exists; raises OSError if it runs on another machine."""
         pid, host = self.path.read_text(encoding="utf-8").split(maxsplit=1)
         if host != socket.gethostname():
             raise OSError(f"--cancel: the study runs on {host}; cancel it there")
         os.kill(int(pid), number)
 
 
-def told(pid: int) -> str:
-    """What `Life` says of a process."""
+def life_text(pid: int) -> str:
+    """The content of the file of a process."""
     return f"{pid} {socket.gethostname()}"
 
 
 def state(folder: Path, point: Point, job: str) -> str:
-    """How a point stands by what lies in its folder and, of a study that runs without SLURM, by its processes."""
+    """The state of a point: from its folder and, for a study that runs without SLURM, from its processes."""
     if point.done():
         return "COMPLETED"
     life = Life.of(folder, job.removeprefix(LOCAL))
     if life.lasts():
         return "RUNNING"
-    if (life.path.exists() or not job.startswith(LOCAL)) and point.reason():  # not an earlier study's
+    if (life.path.exists() or not job.startswith(LOCAL)) and point.reason():  # and the failure is not an earlier study's
         return "FAILED"
     if not job.startswith(LOCAL):
         return "unknown"
@@ -94,8 +94,10 @@ def state(folder: Path, point: Point, job: str) -> str:
 
 
 def cancel(folder: Path) -> int:
-    """Ends a study that runs without SLURM, as Ctrl-C in its shell does, or what one that was killed has left; how many jobs
-    ran. Raises OSError where it runs on another machine."""
+    """Ends a study that runs without SLURM, as Ctrl-C in its shell does, or the jobs that a killed one has left; how many ran.
+
+    Raises OSError if it runs on another machine.
+    """
     jobs = [life for path in (folder / "logs").glob("*.pid") if path.stem != STUDY and (life := Life(path)).lasts()]
     study = Life.of(folder, STUDY)
     for life in [study] if study.lasts() else jobs:
@@ -103,35 +105,35 @@ def cancel(folder: Path) -> int:
     return len(jobs)
 
 
-def here(study: Study) -> bool:
-    """Runs the points that are not done; says whether all have succeeded.
+def run_here(study: Study) -> bool:
+    """Runs the points that are not done; whether all have succeeded.
 
-    Ctrl-C, SIGTERM and a shell that closes end what runs, which saves first, and then this process, by SystemExit.
+    Ctrl-C, SIGTERM and the closing of the shell end the running jobs, which save first, and then this process, by SystemExit.
     """
-    import torch  # here alone: a process that submits is spared it
+    import torch  # only here: a process that submits does without it
 
     places: list[int | None] = list(range(torch.cuda.device_count())) or [None]
     waiting = [point for point in study.points if study.jobs[point.folder] != "done"]
-    print(f"no sbatch here: {len(waiting)} jobs run on this machine, {len(places)} at a time; "
-          f"logs and state: python launch/status.py {os.path.relpath(study.folder)}", flush=True)
+    print(f"no sbatch found: running {len(waiting)} jobs on this machine, {len(places)} at a time; "
+          f"state and logs: python launch/status.py {os.path.relpath(study.folder)}", flush=True)
     study.jobs |= {point.folder: f"{LOCAL}{number}" for number, point in enumerate(study.points) if point in waiting}
     study.save()
-    with (Life.of(study.folder, STUDY).held() as file, stops() as asked,
+    with (Life.of(study.folder, STUDY).held() as file, catch_stops() as asked,
           tqdm(total=len(waiting), desc="study", unit="job") as bar):
-        print(told(os.getpid()), end="", file=file, flush=True)
-        failed = work(study, waiting, places, asked, bar)
+        print(life_text(os.getpid()), end="", file=file, flush=True)
+        failed = run_points(study, waiting, places, asked, bar)
     if asked:
-        print(f"stopped; what is missing: python launch/status.py {os.path.relpath(study.folder)} --resubmit failed")
+        print(f"stopped; to resume: python launch/status.py {os.path.relpath(study.folder)} --resubmit failed")
         raise SystemExit(128 + asked[0])
     return not failed
 
 
 @contextlib.contextmanager
-def stops() -> Iterator[list[int]]:
-    """Context in which signals to stop only lengthen the list."""
+def catch_stops() -> Iterator[list[int]]:
+    """Context in which signals to stop are only added to the list."""
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in STOPS}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # as nohup has it
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # as under nohup
     for number in heard:
         signal.signal(number, lambda received, _frame: asked.append(received))
     try:
@@ -141,20 +143,20 @@ def stops() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
-def work(study: Study, waiting: list[Point], places: list[int | None], asked: list[int], bar: Any) -> set[Path]:
-    """Starts what waits wherever a place is free, until all is done or ``asked`` to stop; the folders of what has failed."""
+def run_points(study: Study, waiting: list[Point], places: list[int | None], asked: list[int], bar: Any) -> set[Path]:
+    """Starts waiting points on free places until all are done or it is ``asked`` to stop; the folders of those that failed."""
     running: dict[int | None, tuple[Point, subprocess.Popen[bytes]]] = {}
     failed: set[Path] = set()
-    passed = 0  # of the signals, how many were passed on
+    passed = 0  # signals that were passed on
     shown = ""
     while running or (waiting and not asked):
         for place, (point, process) in list(running.items()):
             if process.poll() is not None:
                 del running[place]
-                heard(bar.update)
+                tell(bar.update)
                 if not point.done() and not asked:
                     failed.add(point.folder)
-                    heard(bar.write, f"failed: {point.label}: {point.reason() or 'it left no word; see its log'}")
+                    tell(bar.write, f"failed: {point.label}: {point.reason() or 'no reason recorded; see its log'}")
         for place in [place for place in places if place not in running and not asked]:
             ready = next((p for p in waiting if p.of is None or p.of.done() or p.of.folder in failed), None)
             if ready is None:
@@ -162,22 +164,22 @@ def work(study: Study, waiting: list[Point], places: list[int | None], asked: li
             waiting.remove(ready)
             if ready.of is not None and not ready.of.done():
                 failed.add(ready.folder)
-                heard(bar.update)
+                tell(bar.update)
                 continue
-            running[place] = (ready, start(study, ready, place))
+            running[place] = (ready, start_point(study, ready, place))
         if len(asked) > passed:
             passed = len(asked)
-            for _, process in running.values():  # a shell that closes sends SIGHUP twice: only Ctrl-C may be in a hurry
+            for _, process in running.values():  # a closing shell sends SIGHUP twice: only a second Ctrl-C kills
                 process.send_signal(signal.SIGKILL if asked.count(signal.SIGINT) > 1 else signal.SIGTERM)
-            heard(bar.write, "stopping: what runs saves first; Ctrl-C again ends it at once")
-        if (now := ", ".join(progress(point) for point, _ in running.values())) != shown:
-            heard(bar.set_postfix_str, shown := now)
+            tell(bar.write, "stopping: running jobs save first; Ctrl-C again ends them at once")
+        if (now := ", ".join(progress_text(point) for point, _ in running.values())) != shown:
+            tell(bar.set_postfix_str, shown := now)
         time.sleep(0.3)
     return failed
 
 
-def heard(say: Callable[..., object], *words: str) -> None:
-    """Says something; where nobody reads it, as in a terminal that is closed or a pipe that has ended, no more from here on."""
+def tell(say: Callable[..., object], *words: str) -> None:
+    """Prints by ``say``; if nobody reads it, as after a terminal was closed or a pipe has ended, all output ends here."""
     try:
         say(*words)
     except OSError:
@@ -185,29 +187,29 @@ def heard(say: Callable[..., object], *words: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
-def start(study: Study, point: Point, place: int | None) -> subprocess.Popen[bytes]:
-    """A point's process, on one GPU where there is one, with its output in the study's logs, as submitit names them."""
+def start_point(study: Study, point: Point, place: int | None) -> subprocess.Popen[bytes]:
+    """Starts a point's process, on one GPU if there is one, with its output in the study's logs, named as by submitit."""
     number = study.jobs[point.folder].removeprefix(LOCAL)
-    point.folder.mkdir(parents=True, exist_ok=True)  # where it leaves word if it fails
-    gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": visible(place)}
+    point.folder.mkdir(parents=True, exist_ok=True)  # it records a failure here
+    gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": visible_gpu(place)}
     command, log = study.task(point).command, str(study.folder / "logs" / f"{number}_0_log")
     with Life.of(study.folder, number).held() as file, open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
         out.write(f"{shlex.join(command)}\n".encode())
         out.flush()
-        # A session of its own: Ctrl-C in the shell reaches it through this process alone, once.
+        # In a session of its own: Ctrl-C in the shell reaches it only through this process, once.
         process = subprocess.Popen(command, env={**os.environ, **gpu, "EBM_STUDY": study.folder.name}, stdout=out, stderr=err,
                                    stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[file.fileno()])
-        print(told(process.pid), end="", file=file, flush=True)
+        print(life_text(process.pid), end="", file=file, flush=True)
     return process
 
 
-def visible(place: int) -> str:
-    """A GPU's name for CUDA_VISIBLE_DEVICES, among those that this process may see."""
+def visible_gpu(place: int) -> str:
+    """A GPU's name for CUDA_VISIBLE_DEVICES, among those visible to this process."""
     mine = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return mine.split(",")[place].strip() if mine else str(place)
 
 
-def progress(point: Point) -> str:
-    """A running point in a few words."""
+def progress_text(point: Point) -> str:
+    """The label and the progress of a running point."""
     step = last_record(point.folder / "metrics.jsonl").get("step") if point.kind == "train" else None
     return point.label if step is None else f"{point.label} {step:,} of {point.steps:,}"

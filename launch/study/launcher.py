@@ -1,4 +1,4 @@
-"""What Hydra calls for a multirun: a launcher over hydra-submitit-launcher's, which submits a study and returns."""
+"""Hydra's launcher for a multirun, derived from hydra-submitit-launcher's: it submits a study and returns."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from launch.study.submit import Study
 
 @dataclass
 class StudyConf(SlurmQueueConf):  # type: ignore[misc]
-    """hydra-submitit-launcher's options for SLURM, and what srun is given besides."""
+    """hydra-submitit-launcher's options for SLURM, and additional arguments of srun."""
 
     _target_: str = "hydra_plugins.ebm.StudyLauncher"
     submitit_folder: str = ""
@@ -27,10 +27,10 @@ class StudyConf(SlurmQueueConf):  # type: ignore[misc]
 
 
 class StudyLauncher(SlurmLauncher):  # type: ignore[misc]
-    """Submits the points of a multirun that are neither done nor queued, and returns."""
+    """Submits those points of a multirun that are neither done nor queued, and returns."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Returns one empty result for each point: nobody waits for them here."""
+        """Returns one empty result per point: it does not wait for them."""
         assert self.config is not None
         study = Study(cfg=self.config, params=dict(self.params), compose=self.compose)
         study.launch([list(overrides) for overrides in job_overrides])
@@ -47,15 +47,15 @@ class StudyLauncher(SlurmLauncher):  # type: ignore[misc]
         return cfg
 
 
-# As Hydra's search for plugins has left it: the search imports the module a second time.
+# The class that Hydra's plugin search has registered: the search imports the module a second time.
 BasicSweeper: Any = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]
 
 
 class StudySweeper(BasicSweeper):  # type: ignore[misc]
-    """Hydra's own, except that it does not compose every point to check it: the points are checked as what they become."""
+    """Hydra's basic sweeper without its check, which composes every point: `make_points` checks them."""
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Nothing: see `points`."""
+        """Does nothing; see `make_points`."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class StudySweeperConf(BasicSweeperConf):
     _target_: str = "hydra_plugins.ebm.StudySweeper"
 
 
-# Hydra accepts launchers and sweepers by this kind of name alone.
+# Hydra accepts launchers and sweepers only under names of this form.
 Plugins.instance().class_name_to_class.update({StudyConf._target_: StudyLauncher, StudySweeperConf._target_: StudySweeper})
 ConfigStore.instance().store(group="hydra/launcher", name="study", node=StudyConf(), provider="ebm")
 ConfigStore.instance().store(group="hydra/sweeper", name="study", node=StudySweeperConf(), provider="ebm")

@@ -1,6 +1,6 @@
-"""A point of a study: one job, the folder where its results lie, and how it stands by what lies there; and the record of them.
+"""A point of a study, which is one job, its state by the files in its folder, and the study's record of all points.
 
-Only the standard library, so that asking how a study stands takes no time.
+Only the standard library, so that showing a study's state takes no time.
 """
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.job.process import newest
+from launch.job.process import newest_step
 
 TAIL = 32768  # bytes of a log's or a record's end that are read
 
@@ -34,22 +34,22 @@ class Point:
     def done(self) -> bool:
         """Whether its results are there."""
         if self.kind == "train":
-            return newest(self.folder) >= max(self.steps, 1)
+            return newest_step(self.folder) >= max(self.steps, 1)
         label = next((one.split("=", 1)[1] for one in self.overrides if one.startswith("label=")), None)
         return any(self.folder.glob("*.npz")) if label is None else (self.records / f"evaluation-{label}.json").exists()
 
     @property
     def entry(self) -> str:
-        """The entry that does it: samples may be drawn to be measured."""
+        """The entry that runs it: samples that are to be measured are drawn by evaluate.py."""
         return "evaluate" if any(one.startswith("metrics=") for one in self.overrides) else self.kind
 
     @property
     def records(self) -> Path:
-        """The folder of what was measured on its samples."""
+        """The folder of the evaluations of its samples."""
         return self.folder.parents[1] / "evaluations" / self.folder.name
 
     def reason(self) -> str:
-        """Why it failed, with rank and node, where it left word."""
+        """Why it failed, with rank and node; "" if nothing is recorded."""
         try:
             content = json.loads((self.folder / "failure.json").read_text())
         except (OSError, ValueError):
@@ -63,14 +63,14 @@ def read_study(folder: Path) -> dict[str, Any]:
     """The record of a study; raises FileNotFoundError if the folder holds none, ValueError if it is damaged."""
     path = folder / "study.json"
     if not path.exists():
-        raise FileNotFoundError(f"folder: {folder} holds no study.json; give the folder that sweep.py has named")
+        raise FileNotFoundError(f"folder: {folder} holds no study.json; give the folder that sweep.py printed")
     try:
         study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for point in study["points"]:
             as_point(point), point["of"], point["job"], int(point["steps"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"folder: {path} is not the record of a study ({error}); give a folder that sweep.py has "
-                         "named") from error
+        raise ValueError(f"folder: {path} is not the record of a study ({error}); give the folder that sweep.py "
+                         "printed") from error
     return study
 
 
@@ -80,8 +80,8 @@ def as_point(record: dict[str, Any], of: Point | None = None) -> Point:
                  record["batch"], of)
 
 
-def recorded(folder: Path) -> list[Point]:
-    """A study's points as they were, samplings after their runs: what has been decided once is not asked of today's configs."""
+def read_points(folder: Path) -> list[Point]:
+    """A study's points as they were submitted, samplings after their runs, independent of today's configs."""
     runs: dict[Path, Point] = {}
     found: list[Point] = []
     for one in read_study(folder)["points"]:
@@ -91,8 +91,8 @@ def recorded(folder: Path) -> list[Point]:
     return found
 
 
-def found_at(place: Path, study: Path) -> Path:
-    """Where a point lies: where it was, or in the same store as the study, if both have been moved."""
+def locate(place: Path, study: Path) -> Path:
+    """The folder of a point: as recorded, or in the study's store if both have been moved."""
     if place.exists() or "runs" not in place.parts:
         return place
     tail = place.parts[len(place.parts) - place.parts[::-1].index("runs"):]
@@ -101,7 +101,7 @@ def found_at(place: Path, study: Path) -> Path:
 
 
 def tail(path: Path, count: int) -> list[str]:
-    """The last lines of a file; of a progress bar's many states, the last."""
+    """The last lines of a file, with only the last state of each progress bar."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         text = file.read().decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The folder that all studies share: frozen code, runs, the studies themselves, and who has queued what."""
+"""The store, the folder that all studies share: frozen code, runs, the studies, and which job has queued each point."""
 from __future__ import annotations
 
 import contextlib
@@ -22,7 +22,7 @@ CODE = ("ebm", "launch", "configs", "setup.cfg", "setup.py")  # what decides a r
 
 @contextlib.contextmanager
 def locked(store: Path) -> Iterator[None]:
-    """Context in which no other study of the store is submitted."""
+    """Context in which no other study is submitted to the store."""
     store.mkdir(parents=True, exist_ok=True)
     with open(store / ".lock", "w", encoding="utf-8") as file:
         try:
@@ -32,8 +32,8 @@ def locked(store: Path) -> Iterator[None]:
         yield
 
 
-def fresh(folder: Path) -> Path:
-    """A new folder of this study's own, named by the time."""
+def make_folder(folder: Path) -> Path:
+    """A new folder for this study, named by the time."""
     folder.mkdir(parents=True, exist_ok=True)
     name = time.strftime("%Y-%m-%d-%H%M%S")
     for number in range(1000):
@@ -44,31 +44,31 @@ def fresh(folder: Path) -> Path:
     raise OSError(f"{folder}: no free name")
 
 
-def holder(point: Point, live: set[str]) -> str:
-    """The job that another study has queued for the point, if it still waits or runs."""
+def queued_by(point: Point, live: set[str]) -> str:
+    """The job that another study has queued for the point, "" unless it is still waiting or running."""
     note = point.folder / "queued"
     number = note.read_text() if note.exists() else ""
     return number if number in live else ""
 
 
-def frozen(store: Path, version: str | None) -> Path:
-    """The frozen code of a version, of what stands here if None; raises ValueError where the store has none such."""
+def frozen_code(store: Path, version: str | None) -> Path:
+    """The frozen code of a version, None for the present code; raises ValueError if the store doesn't have it."""
     folder = store / "code" / (version or freeze(store))
     if not folder.exists():
         there = ", ".join(sorted(path.name for path in (store / "code").glob("[!.]*"))) or "none"
         raise ValueError(f"code: {version!r} is not in {store}/code; there are {there}")
     if not (folder / "launch" / "job" / "epilogue.py").exists():  # which a job's script calls at its end
-        raise ValueError(f"code: {version!r} is older than what would submit it; call its own: python {folder}/launch/sweep.py")
+        raise ValueError(f"code: {version!r} is older than this sweep.py; use its own: python {folder}/launch/sweep.py")
     return folder
 
 
 def freeze(store: Path) -> str:
-    """Copies the code that stands here (what git tracks, as it is now) to ``store``/code/<version>; its version."""
-    files = sorted(tracked())
+    """Copies the present code (the files that git tracks, as they are now) to ``store``/code/<version>; its version."""
+    files = sorted(tracked_files())
     missing = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-o", "--exclude-standard", *CODE], capture_output=True,
                              text=True, check=False).stdout.split()
     if missing:
-        print(f"note: git doesn't track {', '.join(missing)}; the jobs will not have them", file=sys.stderr)
+        print(f"note: git doesn't track {', '.join(missing)}; the jobs will run without them", file=sys.stderr)
     content = {file: (ROOT / file).read_bytes() for file in files}
     hashes = [[file, hashlib.sha256(bytes_).hexdigest()] for file, bytes_ in content.items()]
     version = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
@@ -88,8 +88,8 @@ def freeze(store: Path) -> str:
     return version
 
 
-def tracked() -> list[str]:
-    """The project's files that git tracks; all of its code where this is no checkout."""
+def tracked_files() -> list[str]:
+    """The project's files that git tracks; all of its code if this is not a checkout."""
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *CODE], capture_output=True, text=True, check=False)
     names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
     if listed.returncode == 0 and names:

@@ -1,4 +1,4 @@
-"""From points to array jobs through submitit; each job is an entry's own process, so exit codes and signals are true."""
+"""Submits points as array jobs through submitit; each job becomes its entry's process, with true exit codes and signals."""
 from __future__ import annotations
 
 import json
@@ -28,16 +28,16 @@ from launch.job import process
 from launch.job.process import Task, become
 from launch.run.version import ROOT
 from launch.study.apart import checking_apart
-from launch.study.arrays import Array, plan
+from launch.study.arrays import Array, plan_arrays
 from launch.study.cluster import array_limit, available, queued
-from launch.study.design import points
+from launch.study.design import make_points
 from launch.study.environment import outside_job, python_blocking_signals
-from launch.study.here import here
-from launch.study.point import Point, read_study, recorded
-from launch.study.store import fresh, frozen, holder, locked
+from launch.study.here import run_here
+from launch.study.point import Point, read_points, read_study
+from launch.study.store import frozen_code, locked, make_folder, queued_by
 
 # A job starts in the folder where it was submitted, and Python would look for `launch` there, not in the study's frozen code:
-# so what it starts with travels with it.
+# so the code that it starts with is pickled with it.
 cloudpickle.register_pickle_by_value(process)
 
 
@@ -48,57 +48,57 @@ class Study:
     cfg: DictConfig
     params: dict[str, Any]
     compose: Callable[[str, Sequence[str]], DictConfig]
-    folder: Path = Path("<study>")  # of its own, once it is submitted
-    code: Path = field(init=False)  # the frozen
+    folder: Path = Path("<study>")  # its own, once it is submitted
+    code: Path = field(init=False)  # frozen
     points: list[Point] = field(init=False)
     jobs: dict[Path, str] = field(init=False)  # by a point's folder: SLURM's number, "done", or nothing yet
 
     def launch(self, jobs: list[list[str]]) -> None:
-        """Checks every point, then submits what is missing; nothing is queued where anything is wrong."""
+        """Checks every point, then submits the missing ones; nothing is queued if any check fails."""
         store = Path(self.cfg.store).resolve()
         slurm = available()
         before = None if self.cfg.again is None else read_study(Path(self.cfg.again))["code"]
-        self.code = frozen(store, self.cfg.code or before)
+        self.code = frozen_code(store, self.cfg.code or before)
         if self.cfg.code is not None and self.cfg.again is None and self.code != ROOT:
-            # What it names and checks must be what it runs: by its own configs, not by those that stand here.
+            # The points must be named and checked by the code that runs them, with its own configs.
             os.execv(sys.executable, [sys.executable, str(self.code / "launch" / "sweep.py"), *sys.argv[1:]])
         if self.cfg.report:
             self.report()  # refused before any work
         if self.cfg.again is not None:
-            self.points = recorded(Path(self.cfg.again))
+            self.points = read_points(Path(self.cfg.again))
         else:
             with checking_apart() as check:
-                self.points = points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
+                self.points = make_points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
                                      sampling=self.sampling())
-        with locked(store):  # so that two studies submitted at once see each other's jobs
+        with locked(store):  # two studies submitted at once see each other's jobs
             live = queued() if slurm else set()
-            self.jobs = {point.folder: "done" if point.done() else holder(point, live) for point in self.points}
+            self.jobs = {point.folder: "done" if point.done() else queued_by(point, live) for point in self.points}
             if slurm:
                 self.check_asked()
-            arrays = plan(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))
+            arrays = plan_arrays(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))
             if self.cfg.dry:
                 print(self.table(arrays))
                 return
-            self.folder = fresh(store / "studies")
+            self.folder = make_folder(store / "studies")
             if slurm:
                 self.submit(arrays)
                 self.save()
                 if self.cfg.report:
                     self.submit_report()
         if not slurm:
-            succeeded = here(self)
+            succeeded = run_here(self)
             if self.cfg.report:
-                succeeded &= subprocess.run(self.report(), check=False).returncode == 0  # it says itself what is wrong
+                succeeded &= subprocess.run(self.report(), check=False).returncode == 0  # it reports itself what is wrong
             if not succeeded:
                 raise SystemExit(1)
 
     def check_asked(self) -> None:
-        """Raises ValueError where SLURM is asked for what no job can use, or a batch doesn't divide among a job's processes."""
+        """Raises ValueError for SLURM settings that no job can use, and batches that don't divide among a job's processes."""
         for name in ("nodes", "tasks_per_node", "timeout_min", "array_parallelism"):
             if self.params[name] < 1:
                 raise ValueError(f"hydra.launcher.{name}: {self.params[name]!r} is not accepted; it must be at least 1")
         delay, limit = self.params["signal_delay_s"], 60 * self.params["timeout_min"]
-        if not 0 < delay < limit:  # the signal would come at a job's first moment, at every start of it
+        if not 0 < delay < limit:  # else the signal would come at the first moment of every start
             raise ValueError(f"hydra.launcher.signal_delay_s: {delay!r} is not accepted; it must be above 0 and below the "
                              f"{limit} seconds of hydra.launcher.timeout_min={self.params['timeout_min']}")
         for point in self.points:
@@ -109,7 +109,7 @@ class Study:
                     raise ValueError(f"budget.{error}") from None
 
     def sampling(self) -> dict[str, Any]:
-        """What the study says of all samplings: keys of sample.yaml, and of evaluate.yaml where samples are measured."""
+        """The study's settings for all samplings: keys of sample.yaml, and of evaluate.yaml if samples are measured."""
         found: dict[str, Any] = {str(key): value for key, value in self.cfg.sample.items()}
         if self.cfg.metrics is not None:
             if not OmegaConf.is_list(self.cfg.metrics):
@@ -123,7 +123,7 @@ class Study:
         return found
 
     def submit(self, arrays: list[Array]) -> None:
-        """Hands the arrays to SLURM; takes all of them back where one is refused."""
+        """Submits the arrays to SLURM; cancels all of them if one is refused."""
         try:
             for array in arrays:
                 with outside_job():
@@ -141,15 +141,15 @@ class Study:
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) and error.stderr else str(error)
-            raise ValueError(f"sbatch refused: {detail}; nothing is queued") from error
+            raise ValueError(f"sbatch refused: {detail}; nothing was queued") from error
         counts = {kind: sum(len(array.points) for array in arrays if array.kind == kind) for kind in ("train", "sample")}
         rest = len(self.points) - sum(counts.values())
         print(f"{counts['train']} runs and {counts['sample']} samplings queued in {len(arrays)} arrays"
               + (f", {rest} done or queued before" if rest else "")
-              + f"\nfollow them: python launch/status.py {os.path.relpath(self.folder)}", flush=True)
+              + f"\nstate and logs: python launch/status.py {os.path.relpath(self.folder)}", flush=True)
 
     def submit_report(self) -> None:
-        """Queues the report behind every job of the study, however they end."""
+        """Queues the report after all jobs of the study, however they end."""
         waits = sorted({number.split("_")[0] for number in self.jobs.values() if number not in ("", "done")})
         executor = self.executor(Array("report", []))
         if waits:
@@ -157,14 +157,14 @@ class Study:
         try:
             with outside_job():
                 job = executor.submit(become, Task("report", str(self.folder), self.report()))
-        except FailedJobError as error:  # all else is queued
-            print(f"note: sbatch refused the report ({' '.join(str(error).split())}); when the jobs have ended: "
+        except FailedJobError as error:  # all other jobs are queued
+            print(f"note: sbatch refused the report ({' '.join(str(error).split())}); after the jobs have ended, run: "
                   f"{shlex.join(self.report())}", file=sys.stderr)
         else:
-            print(f"{self.cfg.report}: job {job.job_id}, when they have ended", flush=True)
+            print(f"{self.cfg.report}: job {job.job_id}, after they have ended", flush=True)
 
     def report(self) -> tuple[str, ...]:
-        """The command line of what is made of the study when its jobs have ended; raises ValueError for no such entry."""
+        """The command line of the study's report, run after its jobs; raises ValueError if there is no such entry."""
         entry = self.code / "launch" / f"{self.cfg.report}.py"
         if not entry.exists():
             raise ValueError(f"report: {self.cfg.report!r} is not accepted; {entry.parent} holds no {entry.name}")
@@ -181,13 +181,13 @@ class Study:
         return Task(point.kind, str(point.folder), (sys.executable, entry, *arguments))
 
     def executor(self, array: Array) -> submitit.AutoExecutor:
-        """submitit's, with this study's sbatch header."""
+        """submitit's executor with this study's sbatch header."""
         executor = submitit.AutoExecutor(folder=self.folder / "logs", cluster="slurm", slurm_python=python_blocking_signals())
         executor.update_parameters(**self.parameters(array))
         return executor
 
     def parameters(self, array: Array) -> dict[str, Any]:
-        """Parameters of one array, as submitit names them."""
+        """The parameters of one array under submitit's names."""
         own = {name: value for name, value in self.params.items()
                if value is not None and name not in ("submitit_folder", "max_num_timeout")}
         own["name"] = f"ebm-{array.kind}"
@@ -214,7 +214,7 @@ class Study:
         return {name if name in common else f"slurm_{name}": value for name, value in own.items()}
 
     def table(self, arrays: list[Array]) -> str:
-        """What would be submitted: jobs, arrays, dependencies, header and the most that it can cost."""
+        """What would be submitted: jobs, arrays, dependencies, header and the maximal cost."""
         lines = [f"{'point':<60} {'kind':<7} {'job':<24} after"]
         for number, array in enumerate(arrays, 1):
             lines += [f"{point.of.label + ' × ' + point.label if point.of else point.label:<60.60} {array.kind:<7} "
@@ -222,12 +222,12 @@ class Study:
                       for index, point in enumerate(array.points)]
         rest = [point for point in self.points if self.jobs[point.folder]]
         lines += [f"{point.label:<60.60} {point.kind:<7} {self.jobs[point.folder]}" for point in rest]
-        lines += [f"{self.cfg.report}: when all of these have ended"] if self.cfg.report else []
+        lines += [f"{self.cfg.report}: after all of these have ended"] if self.cfg.report else []
         p = self.params
         gpus = p.get("gpus_per_node") or 0
         nodes = sum((1 if array.kind == "sample" else p["nodes"]) * len(array.points) for array in arrays)
         hours = nodes * p["timeout_min"] / 60
-        lines += ["", f"at most {hours * gpus:,.0f} GPU-hours ({hours:,.0f} node-hours) before any job comes back"]
+        lines += ["", f"at most {hours * gpus:,.0f} GPU-hours ({hours:,.0f} node-hours), not counting requeued jobs"]
         if arrays:
             own = {name.removeprefix("slurm_"): value for name, value in self.parameters(arrays[0]).items()}
             names: Any = SlurmExecutor._equivalence_dict()
@@ -239,7 +239,7 @@ class Study:
         return "\n".join(lines)
 
     def save(self) -> None:
-        """Writes study.json, which is all that `launch/status.py` needs."""
+        """Writes study.json, all that `launch/status.py` needs."""
         content = {
             "command": sys.argv[1:], "code": self.code.name, "cwd": os.getcwd(), "created": time.strftime("%Y-%m-%d %H:%M:%S"),
             "points": [{"kind": point.kind, "label": point.label, "of": point.of.label if point.of else "",

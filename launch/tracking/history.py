@@ -1,4 +1,4 @@
-"""What W&B is shown: a run's records as rows of values, each step whole and once, and what finished work has left."""
+"""What W&B receives: a run's records as rows of values, each step whole and once, and the results of finished work."""
 from __future__ import annotations
 
 import json
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import wandb
 
-AXES = ("event", "step", "images", "time", "path", "how", "words")  # what a record says that is no value
+AXES = ("event", "step", "images", "time", "path", "how", "words")  # fields of a record that are not values
 SUBJECT = ("sampler", "n", "nfe", "seconds", "step", "ema")  # of images drawn, what a table of runs shows beside their figures
 Record = dict[str, Any]
 
@@ -19,7 +19,7 @@ Record = dict[str, Any]
 class Follower:
     """Reads a run's metrics.jsonl as it grows and passes it on to W&B, except what W&B has from earlier starts.
 
-    A step is held back until a later one comes or the run ends well: killed within it, the run will make it again whole.
+    A step is held back until a later one comes or the run ends: a run that is killed within it will repeat it.
     """
 
     def __init__(self, run: wandb.Run, folder: Path, *, done: int, checkpoints: bool) -> None:
@@ -28,7 +28,7 @@ class Follower:
         self.held: list[Record] = []  # of one step
 
     def read(self) -> None:
-        """Passes on all steps that are over."""
+        """Passes on all completed steps."""
         for record in self.reader.new():
             if record["event"] == "start":
                 self.run.config.update({"start": {name: value for name, value in record.items() if name != "event"}},
@@ -48,7 +48,7 @@ class Follower:
             return
         row: dict[str, Any] = {"images": held[0]["images"]}
         for record in held:
-            row |= rows(record)
+            row |= values_of(record)
             if record["event"] == "preview" and (self.folder / record["path"]).exists():
                 row["preview"] = wandb.Image(str(self.folder / record["path"]))
             if record["event"] == "warning":
@@ -68,7 +68,7 @@ class Follower:
 
 
 class Reader:
-    """The lines of a file that grows, each once and whole."""
+    """Reads the lines of a growing file, each once and whole."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.place = path, 0
@@ -91,7 +91,7 @@ class Reader:
                     yield record
 
 
-def rows(record: Record) -> dict[str, float]:
+def values_of(record: Record) -> dict[str, float]:
     """The values of one record of metrics.jsonl, by W&B's names: `train/loss`, `calibration/slope/0.5`, `energy/data/mean`."""
     event, what = record["event"], {name: value for name, value in record.items() if name not in AXES and value is not None}
     if event in ("start", "end", "warning"):
@@ -106,7 +106,7 @@ def rows(record: Record) -> dict[str, float]:
     return {f"{event}/{name}": value for name, value in what.items() if isinstance(value, int | float)}
 
 
-def shown(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+def summary_and_pictures(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     """Summary and pictures of a sampling's protocol, a diagnosis or an evaluation, the JSON file at ``path``."""
     if "metric" in content:
         subject, prefix = content["subject"], f"evaluate/{content['metric']}"
@@ -124,13 +124,13 @@ def shown(content: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str
     return {name: content[name] for name in SUBJECT if name in content}, pictures
 
 
-def protocol(content: dict[str, Any]) -> dict[str, Any]:
-    """What W&B's config is to have besides the run's own: of an evaluation all that its figures depend on, else nothing."""
+def config_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Additions to W&B's config: for an evaluation all that its values depend on, else nothing."""
     return {"evaluation": {name: content[name] for name in ("metric", "measure", "subject")}} if "metric" in content else {}
 
 
 def last_step(segment: Path) -> int:
-    """The last step that one of W&B's folders holds, by W&B's own reader; −1 where there is none."""
+    """The last step in one of W&B's folders, by W&B's own reader; −1 if there is none."""
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
     with subprocess.Popen(inspect, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as reading:
         assert reading.stdout is not None

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tools import report
-from tools.review.album import Album, Grid, square
+from tools.review.album import Album, Grid, square_grid
 
 Record = dict[str, Any]
 MODELS, PEAKS = ("cnn", "unet", "unet_full"), ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
@@ -71,7 +71,7 @@ def sampled(run: Path, name: str, *, frames: int = 3, rows: int = 2, size: int =
     """A sampler's folder: four images, a trajectory, a protocol with ``more`` in it."""
     folder = run / "samples" / name
     folder.mkdir(parents=True)
-    grid(folder / "a.png", square(4), size=size)
+    grid(folder / "a.png", square_grid(4), size=size)
     grid(folder / "a-trajectory.png", Grid(frames, rows, frames * rows), size=size)
     (folder / "a.npz").touch()
     told = [{"step": step, "sigma": 10.0 ** (1 - step)} for step in range(frames)]
@@ -118,7 +118,7 @@ def many(store: Path, count: int) -> Path:
                   for images in (5000, 10_000)]
         run = trained(store, f"run{number}", lines, steps=100)
         for images in (5000, 10_000):
-            grid(run / "previews" / f"{images}.png", square(16), size=16)
+            grid(run / "previews" / f"{images}.png", square_grid(16), size=16)
         points.append((run, [f"model={model}", f"rate.peak={peak}", f"seed={seed}", "data=cifar10"]))
         if number % 10 == 0:
             samplers.append((run, sampled(run, "heun")))

@@ -20,7 +20,7 @@ from ebm.train.graph import Recorded
 from ebm.train.trainer import Trainer
 from launch.config.build import best_precision, build
 from launch.run.folder import RunFolder
-from launch.run.make import make_model, make_trainer, resolved
+from launch.run.make import make_model, make_trainer, resolve
 from tools.bench.measure import ROOT
 
 
@@ -28,7 +28,7 @@ def config(*overrides: str, device: torch.device) -> DictConfig:
     """configs/train.yaml with overrides, every reference followed and `precision=auto` decided."""
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = hydra.compose("train", overrides=["run=bench", *overrides])
-    return resolved(cfg, World(rank=0, size=1, device=device))
+    return resolve(cfg, World(rank=0, size=1, device=device))
 
 
 def model(name: str, *, device: torch.device, compiled: bool) -> Preconditioned:

@@ -81,7 +81,7 @@ class Album:
             key = (path, status.st_mtime_ns, status.st_size, grid, tuple(places), columns, largest, quality)
             if key not in self.known:
                 with Image.open(path) as picture:
-                    self.known[key] = encoded(picture.convert("RGB"), grid, places, columns, largest=largest,
+                    self.known[key] = encode(picture.convert("RGB"), grid, places, columns, largest=largest,
                                               quality=quality)
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
             what = "missing" if isinstance(error, FileNotFoundError) else f"not a picture that can be read ({error})"
@@ -96,7 +96,7 @@ class Album:
         return {"picture": len(self.pictures) - 1, **sheet}
 
 
-def encoded(picture: Image.Image, grid: Grid, places: list[tuple[int, int]], columns: int, *,
+def encode(picture: Image.Image, grid: Grid, places: list[tuple[int, int]], columns: int, *,
             largest: int, quality: int) -> tuple[bytes, dict[str, Any]]:
     """A sheet's bytes, and its form: ``columns``, ``rows``, ``width`` and ``height`` of a tile, ``count``."""
     # The grids of `ebm/pictures.py` have a pixel between their tiles and around them; a single image has none.
@@ -123,13 +123,13 @@ def fits(size: tuple[int, int], grid: Grid) -> bool:
     return (size[0] - 1) % grid.columns == 0 and (size[1] - 1) % grid.rows == 0
 
 
-def square(count: int) -> Grid:
+def square_grid(count: int) -> Grid:
     """The grid in which ``count`` images are saved: nearly square."""
     columns = math.ceil(math.sqrt(max(1, count)))
     return Grid(min(columns, max(1, count)), math.ceil(max(1, count) / columns), max(1, count))
 
 
-def measured(path: Path, shape: Any, most: int) -> Grid | None:
+def measure_grid(path: Path, shape: Any, most: int) -> Grid | None:
     """The grid of a picture whose count nobody wrote down, from its size and the images' (C, H, W); None if it can't be."""
     try:
         with Image.open(path) as picture:

@@ -1,4 +1,4 @@
-"""A run's `config.yaml`: the values worth a column, and what makes the losses of two runs comparable."""
+"""Reads a run's `config.yaml`: the values worth a column, and those that make two losses comparable."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,14 +13,13 @@ from tools.review.records import Problem
 SHOWN = ("data.name", "model.network._target_", "model.network.width", "model.head.path", "schedule._target_",
          "objective.weighting._target_", "optimizer._target_", "rate._target_", "rate.peak", "budget.batch", "precision",
          "seed")
-# A loss is an average over the noise that is drawn, in a weighting, over some images: only with all of these equal is the
-# lower one the better one.
+# A loss is a weighted average over noise levels and images: a lower one is better only if all of these are equal.
 DECIDE_LOSS = ("data.name", "data.sha256", "data.shape", "data.sigma_data", "schedule", "objective", "save.held_out")
 READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read(run: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """The config in dotted keys, empty where it can't be read, and why it can't."""
+def read_config(run: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The config by dotted keys, empty if it can't be read, and why."""
     path = run / "config.yaml"
     try:
         content = flat(yaml.load(path.read_text(encoding="utf-8"), Loader=READER))
@@ -33,25 +32,25 @@ def read(run: Path) -> tuple[dict[str, Any], list[Problem]]:
     return content, []
 
 
-def plain(name: str, value: Any) -> str:
+def value_text(name: str, value: Any) -> str:
     """A value as text; of a class or function its last name."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text.rsplit(".", 1)[-1] if name.endswith(("_target_", ".path")) else text
 
 
-def shown(config: dict[str, Any]) -> dict[str, str]:
-    """The values worth a column where nobody knows the overrides."""
-    return {name: plain(name, config[name]) for name in SHOWN if name in config}
+def main_values(config: dict[str, Any]) -> dict[str, str]:
+    """The values worth a column if the overrides are unknown."""
+    return {name: value_text(name, config[name]) for name in SHOWN if name in config}
 
 
-def comparable(config: dict[str, Any]) -> dict[str, str]:
+def loss_protocol(config: dict[str, Any]) -> dict[str, str]:
     """What must be equal for two losses to compare, as text."""
-    return {name: plain(name, value) for name, value in config.items()
+    return {name: value_text(name, value) for name, value in config.items()
             if any(name == part or name.startswith(f"{part}.") for part in DECIDE_LOSS)}
 
 
 def group_names(groups: Sequence[dict[str, str]]) -> list[str]:
-    """Names that tell groups of comparable runs apart, by what differs between them: classes first, values where needed."""
+    """Names for groups of comparable runs, by what differs between them: classes first, values if needed."""
     keys = sorted({key for group in groups for key in group})
     differing = [key for key in keys if len({group.get(key) for group in groups}) > 1]
     classes = [key for key in differing if key.endswith("_target_") or key == "data.name"]

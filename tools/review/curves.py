@@ -1,4 +1,4 @@
-"""Curves small enough for a page: few points, few digits, and still the shape, its spikes and its ends."""
+"""Thins curves for a page: few points and digits that keep the shape, the spikes and the ends."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence

@@ -1,4 +1,4 @@
-"""Evaluations as the page shows them: each run's records with their pictures, tables by protocol, and columns for all runs."""
+"""Evaluations as the page shows them: each run's records with their pictures, a table per protocol, columns for all runs."""
 from __future__ import annotations
 
 import re
@@ -10,26 +10,26 @@ from typing import Any
 from tools.review.album import Album, Share
 from tools.review.curves import short
 from tools.review.direction import best, direction, neutral
-from tools.review.evaluations import Evaluation, differing, found, protocol_line, protocols, subject_line
+from tools.review.evaluations import Evaluation, by_protocol, differences, find_evaluations, protocol_line, subject_line
 
-FIRST = ("quality", "neighbours", "likelihood", "density", "outliers", "metropolis", "cost")  # what readers ask for first
-COLUMNS = 8  # figures of one metric that become columns of the table of runs; the section has all of them
+FIRST = ("quality", "neighbours", "likelihood", "density", "outliers", "metropolis", "cost")  # in order of interest
+COLUMNS = 8  # values of one metric that become columns of the table of runs; the section shows all of them
 Entry = dict[str, Any]
 
 
-def evaluations(folder: Path, samplers: Sequence[Entry], *, album: Album, share: Share) -> list[Entry]:
-    """A run's records with their pictures put into the album, each with the place of its sampler among ``samplers`` or None."""
+def put_evaluations(folder: Path, samplers: Sequence[Entry], *, album: Album, share: Share) -> list[Entry]:
+    """A run's records, with their pictures put into the album, and the index of their sampler among ``samplers`` or None."""
     if not (folder / "evaluations").is_dir():
         return []
-    records, problems = found(folder / "evaluations")
+    records, problems = find_evaluations(folder / "evaluations")
     album.problems += problems
-    return [{"record": record, "of": place(record, folder, samplers), "pictures": [
+    return [{"record": record, "of": sampler_of(record, folder, samplers), "pictures": [
         {"name": name, **sheet} for name, path in record.pictures.items() if (sheet := album.figure(path, share)) is not None]}
         for record in records]
 
 
-def place(record: Evaluation, folder: Path, samplers: Sequence[Entry]) -> int | None:
-    """Which of the run's samplings a record tells of: a study's by the folder's name, others by the file's."""
+def sampler_of(record: Evaluation, folder: Path, samplers: Sequence[Entry]) -> int | None:
+    """Which of the run's samplings a record is about: a study's by the folder's name, others by the file's."""
     beneath = record.path.relative_to(folder / "evaluations").parts
     for index, one in enumerate(samplers):
         label = re.escape(f"{record.metric}-{one['label']}")
@@ -39,7 +39,7 @@ def place(record: Evaluation, folder: Path, samplers: Sequence[Entry]) -> int | 
     return None
 
 
-def of(runs: Sequence[Entry]) -> Entry:
+def tabulate(runs: Sequence[Entry]) -> Entry:
     """``protocols`` (of tables), ``numbers`` (columns) and ``directions``, and fills in the runs' values.
 
     The records in the runs' entries become what a page can hold.
@@ -48,20 +48,20 @@ def of(runs: Sequence[Entry]) -> Entry:
     records: list[Evaluation] = [entry["record"] for entry in entries]
     records.sort(key=lambda one: (FIRST.index(one.metric) if one.metric in FIRST else len(FIRST), one.metric))
     groups = [group for metric in dict.fromkeys(one.metric for one in records)
-              for group in protocols([one for one in records if one.metric == metric])]
+              for group in by_protocol([one for one in records if one.metric == metric])]
     which = {one.path: index for index, group in enumerate(groups) for one in group}
     numbers = [column(metric, figure, runs, which, groups) for metric, figure in figures(records)]
     for entry in entries:
-        entry |= shown(entry.pop("record"), which)
+        entry |= record_entry(entry.pop("record"), which)
     for run in runs:
         for one in run["samplers"]:
             one.pop("place", None)
     told = {name: "" if neutral(name) else direction(name) for one in records for name in one.figures}
-    return {"protocols": [about(group, groups) for group in groups], "numbers": numbers, "directions": told}
+    return {"protocols": [protocol_entry(group, groups) for group in groups], "numbers": numbers, "directions": told}
 
 
 def figures(records: Sequence[Evaluation]) -> list[tuple[str, str]]:
-    """The metrics and figures that become columns, in the records' order."""
+    """The (metric, value) pairs that become columns, in the order of the records."""
     known: dict[str, dict[str, None]] = {}
     for one in records:
         known.setdefault(one.metric, {}).update(dict.fromkeys(one.figures))
@@ -70,9 +70,9 @@ def figures(records: Sequence[Evaluation]) -> list[tuple[str, str]]:
 
 def column(metric: str, figure: str, runs: Sequence[Entry], which: dict[Path, int],
            groups: Sequence[Sequence[Evaluation]]) -> Entry:
-    """A column, and the values and protocols of the runs and their samplers in it.
+    """A column of the table, filled in for the runs and their samplers.
 
-    Each shows what it has in the protocol that most runs have, and, where it has none in that one, the newest of another.
+    Each shows its value in the protocol that most runs have, or, without one, the newest value in another protocol.
     """
     key = f"{metric}.{figure}"
     having = [[one for one in run["evaluations"] if one["record"].metric == metric and figure in one["record"].values]
@@ -81,50 +81,50 @@ def column(metric: str, figure: str, runs: Sequence[Entry], which: dict[Path, in
     usual = max(counts, key=lambda number: (counts[number], groups[number][-1].time))
     used: set[int] = set()
     for run, ones in zip(runs, having, strict=True):
-        mine = settled([one["record"] for one in ones], usual, which)
-        run["values"][key] = short(chosen(figure, mine))
+        mine = of_one_protocol([one["record"] for one in ones], usual, which)
+        run["values"][key] = short(best_of(figure, mine))
         run.setdefault("protocols", {})[key] = which[mine[0].path] if mine else None
         used |= {which[one.path] for one in mine}
         for index, sampler in enumerate(run["samplers"]):
-            own = settled([one["record"] for one in ones if one["of"] == index], usual, which)
+            own = of_one_protocol([one["record"] for one in ones if one["of"] == index], usual, which)
             if own:
-                sampler["metrics"][key] = short(chosen(figure, own))
+                sampler["metrics"][key] = short(best_of(figure, own))
                 used |= {which[one.path] for one in own}
     elsewhere = any(name == figure and other != metric for other, name in figures([one for group in groups for one in group]))
     title = f"{metric} {figure}" if elsewhere else figure
     mixed, better = len(used) > 1, direction(figure)
     words = f"{key}: {protocol_line(groups[usual][0], most=40)}"
     if mixed:
-        words = f"{key}: {len(used)} protocols, which don't rank against each other; the section Evaluation has each by itself"
+        words = f"{key}: {len(used)} protocols, which are not comparable; the section Evaluation shows each by itself"
     return {"key": key, "title": f"{title} (protocols differ)" if mixed else title, "better": better, "compares": False,
             "sampled": any(key in one["metrics"] for run in runs for one in run["samplers"]), "mixed": mixed, "words": words,
             "asked": "" if mixed or neutral(figure) else f"{better.replace('er', 'est')} {title}"}
 
 
-def settled(records: Sequence[Evaluation], usual: int, which: dict[Path, int]) -> list[Evaluation]:
-    """Those of the usual protocol, or, where there is none, of the newest."""
+def of_one_protocol(records: Sequence[Evaluation], usual: int, which: dict[Path, int]) -> list[Evaluation]:
+    """The records in the usual protocol, or, without any, those in the protocol of the newest."""
     numbers = [which[one.path] for one in records]
     wanted = usual if usual in numbers else numbers[-1] if numbers else None
     return [one for one in records if which[one.path] == wanted]
 
 
-def chosen(figure: str, records: Sequence[Evaluation]) -> float | None:
-    """The best of some records of one protocol; of a figure without a better way the newest."""
+def best_of(figure: str, records: Sequence[Evaluation]) -> float | None:
+    """The best value in some records of one protocol; the newest if neither higher nor lower is better."""
     values = [one.values[figure] for one in records]
     return values[-1] if values and neutral(figure) else best(figure, values)
 
 
-def about(group: Sequence[Evaluation], groups: Sequence[Sequence[Evaluation]]) -> Entry:
-    """A protocol for the page: in few words, whole, and what it differs by from the metric's most used one."""
+def protocol_entry(group: Sequence[Evaluation], groups: Sequence[Sequence[Evaluation]]) -> Entry:
+    """A protocol for the page: abridged, in full, and its differences from the metric's most used one."""
     first = group[0]
     others = [other for other in groups if other[0].metric == first.metric]
-    told = {} if others[0] is group else differing(others[0][0], first)
+    told = {} if others[0] is group else differences(others[0][0], first)
     return {"metric": first.metric, "line": protocol_line(first), "count": len(others),
             "whole": "\n".join(f"{name}: {value}" for name, value in first.protocol.items())[:4000],
-            "differs": "; ".join(f"{name}: {other} against {own}" for name, (other, own) in told.items())}
+            "differs": "; ".join(f"{name}: {other} vs. {own}" for name, (other, own) in told.items())}
 
 
-def shown(record: Evaluation, which: dict[Path, int]) -> Entry:
+def record_entry(record: Evaluation, which: dict[Path, int]) -> Entry:
     """A record for the page."""
     values = {name: [short(record.values[name]), short(record.error(name)), short(record.values.get(f"{name}_real"))]
               for name in record.figures}

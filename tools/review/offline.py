@@ -1,4 +1,4 @@
-"""What W&B has written offline for a study or a run: which files, in which order, and whether they have ended."""
+"""The files that W&B has written offline for a study or a run: in order, and whether they have ended."""
 from __future__ import annotations
 
 import json
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import cluster, here
-from launch.study.point import Point, found_at, read_study
+from launch.study.point import Point, locate, read_study
 
-IDLE = 120.0  # seconds without a word after which nobody writes a file: W&B measures the machine four times a minute
+IDLE = 120.0  # seconds without a write after which a file has ended: W&B measures the machine four times a minute
 HEADER = 7  # bytes of a file into which nothing has been written yet
 DEPTHS = ("", "*/", "*/*/")  # of a run's folder: itself, its diagnosis, its samples
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What one start of a run has written: a requeued run has several of one id."""
+    """The file of one start of a run; a requeued run has several with the same id."""
 
     file: Path
 
@@ -32,12 +32,12 @@ class Segment:
 
     @property
     def marker(self) -> Path:
-        """wandb's own mark of what has been sent, as old as the file was when it was sent."""
+        """wandb's own mark that the file has been sent, with the file's modification time at that moment."""
         return self.file.with_name(f"{self.file.name}.synced")
 
     @property
     def began(self) -> tuple[str, int]:
-        """When it began, to be sorted by; of two in one second the later has a number behind its name."""
+        """When it began, for sorting; of two in the same second, the later has a number behind its name."""
         stamp, _, rest = self.file.parent.name.split("run-", 1)[1].partition("-")
         number = rest.removeprefix(f"{self.run}-")
         return stamp, int(number) if number.isdigit() else 0
@@ -49,7 +49,7 @@ class Segment:
 
     @property
     def live(self) -> bool:
-        """Whether somebody may still write it: it has no end, and W&B's own measurements have come in of late."""
+        """Whether it may still be written: it has no end, and W&B's own measurements have come in recently."""
         if time.time() - self.file.stat().st_mtime > IDLE:
             return False
         inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(self.file)]
@@ -62,8 +62,8 @@ class Segment:
         return self.marker.exists() and self.marker.stat().st_mtime_ns >= self.file.stat().st_mtime_ns
 
 
-def study(folder: Path) -> list[dict[str, Any]]:
-    """The points of a study, none for a run's folder; raises FileNotFoundError or ValueError where it is neither."""
+def study_points(folder: Path) -> list[dict[str, Any]]:
+    """The points of a study, none for a run's folder; raises FileNotFoundError or ValueError if it is neither."""
     if (folder / "study.json").exists():
         points: list[dict[str, Any]] = read_study(folder)["points"]
         return points
@@ -74,33 +74,33 @@ def study(folder: Path) -> list[dict[str, Any]]:
 
 def folders(folder: Path) -> list[Path]:
     """The folders in which runs of a study lie, or the one run's."""
-    places = [found_at(Path(str(point["folder"])), folder) for point in study(folder)]
+    places = [locate(Path(str(point["folder"])), folder) for point in study_points(folder)]
     if places and not any(place.exists() for place in places):
-        raise FileNotFoundError(f"folder: {folder} is of runs that are not here, such as {places[0]}; give the study where it "
-                                "lies beside its runs")
+        raise FileNotFoundError(f"folder: {folder} is a study whose runs are not here, such as {places[0]}; give a study "
+                                "that lies beside its runs")
     return places or [folder]
 
 
 def segments(places: Iterable[Path], *, online: bool) -> list[Segment]:
-    """What W&B has written for the runs in these folders and below, each file once, in order of their starts."""
-    found = {path.resolve() for place in places for path in written(place, "*run-*" if online else "offline-run-*")}
+    """W&B's files for the runs in these folders and below, each once, in order of their starts."""
+    found = {path.resolve() for place in places for path in written_files(place, "*run-*" if online else "offline-run-*")}
     return sorted(map(Segment, found), key=lambda one: (*one.began, one.file.stat().st_mtime_ns, one.file))
 
 
-def written(place: Path, pattern: str) -> Iterator[Path]:
-    """W&B's files of one folder: in it and below, or elsewhere."""
+def written_files(place: Path, pattern: str) -> Iterator[Path]:
+    """W&B's files of one folder: in it, below it, or elsewhere."""
     for depth in DEPTHS:
         yield from place.glob(f"{depth}wandb/{pattern}/run-*.wandb")
         for record in place.glob(f"{depth}track.json"):
-            yield from named(record, pattern)
+            yield from noted_files(record, pattern)
 
 
-def named(record: Path, pattern: str) -> Iterator[Path]:
-    """W&B's files where launch/tracking/mirror.py has noted that they lie, which WANDB_DIR may have said."""
+def noted_files(record: Path, pattern: str) -> Iterator[Path]:
+    """W&B's files where launch/tracking/mirror.py has recorded them, as WANDB_DIR may have placed them elsewhere."""
     try:
         known = [(str(one["place"]), str(one["id"])) for one in json.loads(record.read_text(encoding="utf-8")).values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"note: {record} can't be read ({error!r}); W&B's files elsewhere are not found by it", file=sys.stderr)
+        print(f"note: {record} can't be read ({error!r}); W&B's files outside the run's folder are not found", file=sys.stderr)
         return
     for place, name in known:
         yield from Path(place, "wandb").glob(f"{pattern}/run-{glob_literal(name)}.wandb")
@@ -112,8 +112,10 @@ def glob_literal(text: str) -> str:
 
 
 def pending(found: Sequence[Segment]) -> list[Segment]:
-    """What is to be sent: of each run all from the first that isn't there, as the last to arrive gives W&B its summary, up
-    to one that is still being written."""
+    """The files to send: of each run, from the first that is missing up to one that is still being written.
+
+    Later ones are sent again, since W&B takes its summary from the last to arrive.
+    """
     begun, waiting = set[str](), set[str]()
     chosen = []
     for one in found:
@@ -127,15 +129,15 @@ def pending(found: Sequence[Segment]) -> list[Segment]:
     return chosen
 
 
-def over(folder: Path) -> bool:
-    """Whether no point of a study waits or runs any more; a run's own folder does not tell."""
-    points = study(folder)
+def is_over(folder: Path) -> bool:
+    """Whether no point of a study is waiting or running any more; False for a run's folder, which does not tell."""
+    points = study_points(folder)
     numbers = [str(point["job"]) for point in points if str(point["job"])[:1].isdigit()]
     try:
         jobs = cluster.jobs(numbers)
-    except OSError:  # a controller that is busy or restarts: the next time, perhaps
+    except OSError:  # a busy or restarting controller: perhaps it answers the next time
         return False
-    places = {one["folder"]: Point(one["kind"], one["label"], found_at(Path(one["folder"]), folder), (), one["steps"])
+    places = {one["folder"]: Point(one["kind"], one["label"], locate(Path(one["folder"]), folder), (), one["steps"])
               for one in points}
     lost = {point.label for point in places.values() if point.reason()}
 

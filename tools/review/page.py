@@ -1,4 +1,4 @@
-"""From the plain object to one HTML file that needs nothing else: style, scripts, Plotly, data and pictures inside."""
+"""Renders the plain object as one self-contained HTML file: style, scripts, Plotly, data and pictures."""
 from __future__ import annotations
 
 import base64
@@ -14,7 +14,7 @@ from typing import Any
 from ebm.extras import how_to_install
 
 WEB = Path(__file__).with_name("web")
-# In the order they need.
+# In the order in which they depend on each other.
 SCRIPTS = ("view", "query", "table", "charts", "levels", "heatmap", "pictures", "words", "evaluation", "start")
 
 
@@ -22,15 +22,15 @@ def render(content: dict[str, Any], pictures: Sequence[str]) -> str:
     """The page; raises ValueError if Plotly isn't installed."""
     code = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     scripts = {"page": f'"use strict";\n(() => {{\n{code}\n}})();', "plotly": plotly(), "start": "report.charts();"}
-    scripts = {name: closed(text) for name, text in scripts.items()}
-    hashes = " ".join(f"'sha256-{digest(text)}'" for text in scripts.values())
+    scripts = {name: keep_open(text) for name, text in scripts.items()}
+    hashes = " ".join(f"'sha256-{script_hash(text)}'" for text in scripts.values())
     fields = {
         # Nothing is fetched and nothing runs but these scripts. Plotly writes rules into a style sheet of its own.
         "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
                   "form-action 'none'",
         "title": html.escape(f"{content['name']}: report"), "style": (WEB / "page.css").read_text(encoding="utf-8"),
         "content": as_json(content), "pictures": as_json(list(pictures)), **scripts}
-    # In one pass: nothing that is put in is looked at again.
+    # In one pass: nothing inserted is scanned again.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], (WEB / "page.html").read_text(encoding="utf-8"))
 
 
@@ -43,12 +43,12 @@ def plotly() -> str:
     return path.read_text(encoding="utf-8")
 
 
-def closed(script: str) -> str:
-    """A script that doesn't end where its text happens to hold the closing tag."""
+def keep_open(script: str) -> str:
+    """The script with closing tags in its text escaped, so that none ends it."""
     return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
 
 
-def digest(script: str) -> str:
+def script_hash(script: str) -> str:
     """The hash by which the page's policy knows a script."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 

@@ -1,4 +1,4 @@
-"""Pictures of the page for slides, by a headless Chromium that opens it one section at a time."""
+"""Screenshots of the page for slides: a headless Chromium opens it one section at a time."""
 from __future__ import annotations
 
 import shutil
@@ -14,7 +14,7 @@ SECONDS = 60
 
 
 def slides(page: Path, content: dict[str, Any]) -> Iterator[Path]:
-    """Writes <page>-<section>.png beside the page; raises OSError where there is no browser or it fails."""
+    """Writes <page>-<section>.png beside the page; raises OSError if there is no browser or it fails."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise FileNotFoundError(f"--png: no {', '.join(BROWSERS[:-1])} or {BROWSERS[-1]} on the PATH; install one")
@@ -43,7 +43,7 @@ def sections(content: dict[str, Any]) -> list[str]:
 
 
 def shoot(browser: str, address: str, out: Path, *, profile: str) -> None:
-    """Writes one picture; raises OSError with the browser's last words where it leaves none."""
+    """Writes one picture; raises OSError with the browser's last output if it leaves none."""
     out.unlink(missing_ok=True)
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
@@ -52,6 +52,6 @@ def shoot(browser: str, address: str, out: Path, *, profile: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"--png: {browser} has not answered within {SECONDS} s") from error
+        raise OSError(f"--png: {browser} did not answer within {SECONDS} s") from error
     if not out.exists():
         raise OSError(f"--png: {browser} left no picture: {' '.join(done.stderr.split())[-300:]}")

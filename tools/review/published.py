@@ -1,6 +1,6 @@
-"""The same page as a report at W&B: what tools/review/collect.py gives, as blocks of wandb-workspaces.
+"""The page as a report at W&B: the content that tools/review/collect.py gives, as blocks of wandb-workspaces.
 
-Building needs no network; only `publish` has one. Of the collected content it reads `name`, `kind`, `parameters`, `notes`,
+Only `publish` uses the network. Of the collected content it reads `name`, `kind`, `parameters`, `notes`,
 `numbers`, `protocols` and, of each run, `label`, `folder`, `state`, `why`, `group`, `config`, `values`, `warnings`,
 `diagnoses`, `samplers` and `evaluations`.
 """
@@ -26,30 +26,30 @@ Study = dict[str, Any]
 def target(text: str) -> tuple[str, str]:
     """Entity and project of `entity/project`; raises ValueError for anything else."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise ValueError(f"--wandb: {text!r} is not accepted; give entity/project")
+        raise ValueError(f"--wandb: {text!r} is not accepted; it must be entity/project")
     entity, project = text.split("/")
     return entity, project
 
 
 def report(study: Study, *, entity: str, project: str) -> wr.Report:
-    """The report, not yet at W&B; raises ValueError for a folder's name that W&B's filters can't hold."""
+    """The report, not yet published; raises ValueError for a folder's name that W&B's filters can't express."""
     for name in (study["name"], *(Path(run["folder"]).name for run in study["runs"])):
         if not re.fullmatch(r"[\w.+ -]+", name):  # filters are parsed from text, which quotes nothing
-            raise ValueError(f"folder: the name {name!r} is not accepted; W&B's filters take letters, digits and . _ + -")
+            raise ValueError(f"folder: the name {name!r} is not accepted; W&B's filters allow letters, digits and . _ + -")
     blocks = [wr.TableOfContents(), wr.H2("Outcome"), wr.MarkdownBlock(outcome(study)), *troubles(study),
               wr.H2("Training"), training(study), *parameters(study),
               wr.H2("Calibration"), grid([runs_of(study, "train", name="training")], calibration()),
               *evaluation(study), wr.H2("Pictures"), *pictures(study)]
     return wr.Report(entity=entity, project=project, title=f"{study['kind'].capitalize()} {study['name']}", width="fluid",
-                     description=counts(Counter(run["state"] for run in study["runs"])), blocks=blocks)
+                     description=count_text(Counter(run["state"] for run in study["runs"])), blocks=blocks)
 
 
 def publish(made: wr.Report) -> str:
-    """Saves the report at W&B and gives its address; raises ValueError without a key, ConnectionError where W&B refuses."""
+    """Saves the report at W&B; its address. Raises ValueError without an API key, ConnectionError if W&B refuses."""
     os.environ.pop("WANDB_MODE", None)  # that runs work offline is no reason not to do what is asked for here
     try:
         if not wandb.login(prompt=False):  # else saving would ask the user
-            raise ValueError("--wandb: no key for W&B; set WANDB_API_KEY or call `wandb login` once")
+            raise ValueError("--wandb: no API key for W&B; set WANDB_API_KEY or run `wandb login` once")
         for block in made.blocks:
             for runset in block.runsets if isinstance(block, wr.PanelGrid) else ():
                 runset.entity, runset.project = made.entity, made.project  # from here on, serialising asks the server
@@ -60,35 +60,35 @@ def publish(made: wr.Report) -> str:
 
 
 def outcome(study: Study) -> str:
-    """How many runs there are, and the best of each group whose losses compare, as Markdown."""
-    lines = [counts(Counter(run["state"] for run in study["runs"])) + "."]
+    """The number of runs, and the best of each group with comparable losses, as Markdown."""
+    lines = [count_text(Counter(run["state"] for run in study["runs"])) + "."]
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in study["runs"]:
         if run["values"].get("held_out") is not None:
             groups.setdefault(run["group"], []).append(run)
     for group, runs in groups.items():
         best = min(runs, key=lambda run: float(run["values"]["held_out"]))
-        among = f"of {len(runs)} run{'s' * (len(runs) > 1)}{f' with {plain(group)}' if group else ''}"
-        lines.append(f"- Lowest held-out loss {among}: **{plain(best['label'])}**, {best['values']['held_out']:.4g}"
+        among = f"of {len(runs)} run{'s' * (len(runs) > 1)}{f' with {escape(group)}' if group else ''}"
+        lines.append(f"- Lowest held-out loss {among}: **{escape(best['label'])}**, {best['values']['held_out']:.4g}"
                      f" at {best['values'].get('images') or 0:,} images.")
     if len(groups) > 1:
-        lines.append("\nLosses of different schedules, weightings or data do not compare; each group has its own best.")
+        lines.append("\nLosses of different schedules, weightings or data are not comparable; each group has its own best.")
     verdicts = Counter(verdict for run in study["runs"] for one in (run, *run["samplers"])
                        for found in one["diagnoses"] for verdict in found["verdicts"])
     if verdicts:
-        lines.append(f"\nThe doctor's verdicts: {counts(verdicts)}.")
+        lines.append(f"\nVerdicts of the doctor: {count_text(verdicts)}.")
     return "\n".join(lines)
 
 
 def troubles(study: Study) -> list[Any]:
-    """What has failed and why, and what training has warned of; nothing where there is neither."""
+    """The failures with their reasons, and the warnings of training; empty if there are neither."""
     failed, warned = list[str](), list[str]()
     for run in study["runs"]:
         for one in (run, *run["samplers"]):
             if one["state"] == "failed":
-                name = plain(run["label"] if one is run else f"{run['label']} × {one['label']}")
-                failed.append(f"- **{name}**: {plain(one['why']) or 'no reason was left'}")
-        warned += [f"- **{plain(run['label'])}**: {plain(words)}" for words in dict.fromkeys(run["warnings"])]
+                name = escape(run["label"] if one is run else f"{run['label']} × {one['label']}")
+                failed.append(f"- **{name}**: {escape(one['why']) or 'no reason recorded'}")
+        warned += [f"- **{escape(run['label'])}**: {escape(words)}" for words in dict.fromkeys(run["warnings"])]
     found: list[Any] = []
     for heading, lines in (("Failed", failed), ("Warnings", warned)):
         if lines:
@@ -97,7 +97,7 @@ def troubles(study: Study) -> list[Any]:
 
 
 def training(study: Study) -> wr.PanelGrid:
-    """Losses against images, in a set of runs for each group whose losses compare."""
+    """Losses against images, with a set of runs for each group with comparable losses."""
     groups = list(dict.fromkeys(run["group"] for run in study["runs"]))
     names = [[Path(run["folder"]).name for run in study["runs"] if run["group"] == group] for group in groups]
     sets = [runs_of(study, "train", name=group, only=only) for group, only in zip(groups, names, strict=True)]
@@ -109,7 +109,7 @@ def training(study: Study) -> wr.PanelGrid:
 
 
 def parameters(study: Study) -> list[Any]:
-    """What the parameters that vary do: all at once, their importance, and the losses by each; nothing where none varies."""
+    """The effect of the varying parameters: together, their importance, and the losses by each; empty if none varies."""
     keys = {name: key_of(name, study["runs"]) for name in study["parameters"]}
     if not keys or len(study["runs"]) < 2:
         return []
@@ -122,17 +122,17 @@ def parameters(study: Study) -> list[Any]:
         losses = [line("train/loss", log=True), line("held_out/loss", log=True)]
         blocks += [wr.H3(f"By {name}"), grid([grouped], losses, columns=2)]
     if len(keys) > MOST:
-        blocks.append(wr.P(f"{len(keys) - MOST} more parameters vary; they are in the coordinates above."))
+        blocks.append(wr.P(f"{len(keys) - MOST} more parameters vary; the parallel coordinates above include them."))
     return blocks
 
 
 def calibration() -> list[Any]:
-    """Where the score is to be trusted, by level, against images."""
+    """Where the score can be trusted, by noise level, against images."""
     return [line(f"calibration/{name}/.*", several=True) for name in ("explained", "slope", "gain")]
 
 
 def evaluation(study: Study) -> list[Any]:
-    """The figures of each protocol as a table beneath it, and bars of those that rank; nothing where nothing was evaluated."""
+    """A table of the values of each protocol, and bars of those that are comparable; empty if nothing was evaluated."""
     tables: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for run in study["runs"]:
         for one in run.get("evaluations", ()):
@@ -141,7 +141,7 @@ def evaluation(study: Study) -> list[Any]:
         return []
     text = "\n\n".join(table(study["protocols"][index], rows) for index, rows in sorted(tables.items()))
     if any(about["count"] > 1 for about in study["protocols"]):
-        text += "\n\nFigures of different protocols do not rank against each other; each protocol has its own table."
+        text += "\n\nValues of different protocols are not comparable; each protocol has its own table."
     blocks: list[Any] = [wr.H2("Evaluation"), wr.MarkdownBlock(text)]
     keys = [one["key"].split(".", 1) for one in study["numbers"] if "mixed" in one and not one["mixed"]]
     bars = [wr.BarPlot(title=figure, metrics=[f"evaluate/{metric}/{figure}"]) for metric, figure in keys]
@@ -151,20 +151,20 @@ def evaluation(study: Study) -> list[Any]:
 
 
 def table(about: dict[str, Any], rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """The figures of one protocol as Markdown, with what each was measured on."""
+    """The values of one protocol as Markdown, with what each was measured on."""
     figures = list(dict.fromkeys(name for _, one in rows for name in one["values"]))
-    head = " | ".join(["run", *map(plain, figures), "on"])
-    lines = [f"**{plain(about['metric'])}** ({plain(about['line'])})", "", f"| {head} |", "|" + " --- |" * (len(figures) + 2)]
+    head = " | ".join(["run", *map(escape, figures), "measured on"])
+    lines = [f"**{escape(about['metric'])}** ({escape(about['line'])})", "", f"| {head} |", "|" + " --- |" * (len(figures) + 2)]
     for label, one in rows:
         found = [one["values"].get(name, (None, None)) for name in figures]
         cells = ["" if value is None else f"{value:.5g}" + (f" ± {error:.2g}" if error is not None else "")
                  for value, error, *_ in found]
-        lines.append(f"| {plain(label)} | " + " | ".join([*cells, plain(one["subject"])]) + " |")
+        lines.append(f"| {escape(label)} | " + " | ".join([*cells, escape(one["subject"])]) + " |")
     return "\n".join(lines)
 
 
 def pictures(study: Study) -> list[Any]:
-    """Previews of training; samples, trajectories and diagnoses where there are any."""
+    """Previews of training; samples, trajectories and diagnoses if there are any."""
     everything = [one for run in study["runs"] for one in (run, *run["samplers"])]
     blocks = [grid([runs_of(study, "train", name="training")], [media("preview")], columns=1)]
     if study["kind"] != "study":  # a run by itself is in no group by which its samplings could be found
@@ -177,8 +177,10 @@ def pictures(study: Study) -> list[Any]:
 
 
 def runs_of(study: Study, kind: str, *, name: str, only: Sequence[str] = (), by: Sequence[str] = ()) -> wr.Runset:
-    """The study's runs of one job type, or some of them: trainings by their names, as an earlier study may have made them,
-    samplings and diagnoses by the study that is their group."""
+    """The study's runs of one job type, or some of them.
+
+    Trainings are found by name, as an earlier study may have run them, samplings and diagnoses by the study, their group.
+    """
     if kind == "train":
         which = expr.Metric("Name").isin(list(only) or [Path(run["folder"]).name for run in study["runs"]])
     else:
@@ -187,7 +189,7 @@ def runs_of(study: Study, kind: str, *, name: str, only: Sequence[str] = (), by:
 
 
 def line(metric: str, *, several: bool = False, log: bool = False) -> wr.LinePlot:
-    """A metric against images, or several whose names one expression matches."""
+    """A metric against images, or several metrics whose names match one expression."""
     title = metric.replace("/.*", "") if several else metric
     return wr.LinePlot(title=title, x="images", y=[] if several else [metric], metric_regex=metric if several else None,
                        log_y=log or None, title_x="images")
@@ -207,15 +209,15 @@ def grid(runsets: Sequence[wr.Runset], panels: Sequence[Any], *, columns: int = 
 
 
 def key_of(name: str, runs: Sequence[dict[str, Any]]) -> str:
-    """What an override sets, as a key of W&B's config: a value's own, or that of a chosen part."""
+    """The key of W&B's config that an override sets: a value's own, or that of a chosen part."""
     return name if "." in name or any(name in run["config"] for run in runs) else f"{CHOSEN}.{name}"
 
 
-def counts(counter: Counter[str]) -> str:
-    """How often each occurs, most frequent first: `3 done, 1 failed`."""
-    return ", ".join(f"{number} {plain(name)}" for name, number in counter.most_common()) or "no runs"
+def count_text(counter: Counter[str]) -> str:
+    """Counts as text, most frequent first: `3 done, 1 failed`."""
+    return ", ".join(f"{number} {escape(name)}" for name, number in counter.most_common()) or "no runs"
 
 
-def plain(text: str) -> str:
-    """A text in which Markdown and HTML see nothing to format, in one line."""
+def escape(text: str) -> str:
+    """A text in one line, with the special characters of Markdown and HTML escaped."""
     return re.sub(r"([\\`*_{}\[\]<>()#|~!$&])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` read by a stranger: what can be used of it, and what is wrong with it, by line."""
+"""Reads `metrics.jsonl`: the usable records, and what is wrong with the other lines."""
 from __future__ import annotations
 
 import json
@@ -12,11 +12,11 @@ from typing import Any
 
 Record = dict[str, Any]
 
-# What a record can't be drawn without.
+# The fields that a record must have.
 NEEDED = {"train": ("images", "loss"), "held_out": ("images", "loss"), "loss_by_sigma": ("images", "sigma", "loss"),
           "calibration": ("images", "sigma"), "preview": ("images", "path", "count"), "warning": ("words",)}
 TEXTS = ("path", "words")
-NAMED = 8  # lines or gaps that are named of each kind; of more, the first and how many
+NAMED = 8  # lines or gaps that are listed for each kind; of more, only the number
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Problem:
     what: str
 
 
-def read(path: Path) -> tuple[list[Record], list[Problem]]:
-    """The usable records of a file in their order, and its problems."""
+def read_metrics(path: Path) -> tuple[list[Record], list[Problem]]:
+    """The usable records of a file in order, and its problems."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[list[Record], list[Problem]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        record, fault = parsed(line)
+        record, fault = parse_line(line)
         if fault == "not JSON" and number == len(lines):
             fault = "half-written"
         if fault:
@@ -52,14 +52,14 @@ def read(path: Path) -> tuple[list[Record], list[Problem]]:
     return found, [*problems, *(Problem(str(path), words) for words in gaps(found))]
 
 
-def parsed(line: bytes) -> tuple[Record, str]:
-    """A line's record with null for what is not finite, or what is wrong with it."""
+def parse_line(line: bytes) -> tuple[Record, str]:
+    """The record in a line, with None for numbers that are not finite, or what is wrong with the line."""
     try:
         record = json.loads(line)
     except ValueError:
         return {}, "not JSON"
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
-        return {}, "no record of an event"
+        return {}, "not a record of an event"
     record = {name: value if number(value) is not None or not isinstance(value, float) else None
               for name, value in record.items()}
     event = record["event"]
@@ -68,7 +68,7 @@ def parsed(line: bytes) -> tuple[Record, str]:
             return {}, f"{event} without {name!r}"
         value = record[name]
         if not (isinstance(value, str) if name in TEXTS else number(value) is not None or (value is None and name == "loss")):
-            return {}, f"{event} with a strange {name!r}"
+            return {}, f"{event} with an invalid {name!r}"
     return record, ""
 
 
@@ -99,7 +99,7 @@ def lines_named(numbers: Sequence[int]) -> str:
 
 
 def gaps(found: Sequence[Record]) -> Iterator[str]:
-    """In words, where lines are missing: training is logged every so many images, so a longer way is a gap."""
+    """Sentences about missing lines: training is logged at even intervals of images, so a longer one is a gap."""
     images = [record["images"] for record in found if record["event"] == "train"]
     ways = [after - before for before, after in pairwise(images)]
     if len(ways) < 4:
@@ -112,6 +112,6 @@ def gaps(found: Sequence[Record]) -> Iterator[str]:
         yield f"lines are missing in {len(missing) - NAMED} more places"
 
 
-def of(found: Sequence[Record], event: str) -> list[Record]:
+def of_event(found: Sequence[Record], event: str) -> list[Record]:
     """The records of one event."""
     return [record for record in found if record["event"] == event]

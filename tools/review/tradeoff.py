@@ -1,4 +1,4 @@
-"""A figure against what an image costs, as one picture of all samplers: a panel for each protocol."""
+"""Plots a metric against the cost of an image, all samplers in one picture: a panel for each protocol."""
 from __future__ import annotations
 
 import io
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from ebm.extras import extra
 from tools.review.comparison import COSTS, Curve, Row
 from tools.review.direction import direction, neutral
-from tools.review.evaluations import differing, protocol_line
+from tools.review.evaluations import differences, protocol_line
 
-# Okabe and Ito's colours, as the report has them, and marks for those who see none.
+# Okabe and Ito's colours, as in the report, and marks for readers who can't tell colours apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#c98a00", "#3f9fd8", "#6b5b00", "#4a4f57")
 MARKS, LINES = "osD^vPX*", ("-", "--", ":", "-.")
 Curves = Mapping[str, Curve]
@@ -58,14 +58,14 @@ def draw(groups: Sequence[Sequence[Row]], panels: Sequence[Curves], *, by: str) 
 
 
 def real(row: Row) -> float | None:
-    """The same figure of real images: what no sampler can pass, None where nobody measured it."""
+    """The same value of real images, which no sampler can surpass; None if it was not measured."""
     return row.record.values.get(f"{row.figure}_real")
 
 
 def title(groups: Sequence[Sequence[Row]], group: Sequence[Row]) -> str:
-    """The protocol, or, of several panels, what this one's differs by from the others'."""
+    """The protocol, or, if there are several panels, how this one's differs from the others'."""
     record = group[0].record
     if len(groups) == 1:
         return protocol_line(record)
-    keys = dict.fromkeys(key for other in groups if other is not group for key in differing(record, other[0].record))
+    keys = dict.fromkeys(key for other in groups if other is not group for key in differences(record, other[0].record))
     return "; ".join(f"{key} {record.protocol.get(key, 'none')[:16]}" for key in list(keys)[:4])

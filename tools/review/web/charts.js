@@ -93,8 +93,8 @@ function drawLoss() {
       ...(others > 0 ? [make("span", {}, swatch(null), `${others} more`)] : []), ...styles);
   }
   const groups = new Set(visible.filter((run) => run.train.x.length).map((run) => run.group));
-  at("loss-note").textContent = groups.size > 1 ? "These runs differ in schedule or weighting: their losses are averages over "
-    + "different noise, and the lower one is not the better one." : "";
+  at("loss-note").textContent = groups.size > 1 ? "These runs differ in schedule or weighting: their losses average over different "
+    + "noise, so a lower loss is not a better one." : "";
   const any = visible.some((run) => names.some((name) => run[name].x.length));
   const empty = any ? [] : [{ text: "Nothing to draw yet", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }];
   return plot("loss-chart", traces, {

@@ -31,7 +31,7 @@ function figureCell(one, name, marked) {
   if (!value) return make("td", { kind: "number", text: "–" });
   const mark = marked.get(one)[name] ?? "";
   const text = `${signed(...value)}${mark === "tied" ? " ≈" : ""}`;
-  const title = [name, { best: "the best of these", tied: "not told apart from the best" }[mark]].filter(Boolean).join("; ");
+  const title = [name, { best: "the best of these", tied: "not distinguishable from the best" }[mark]].filter(Boolean).join("; ");
   return make("td", { kind: `number ${mark}`, title, text });
 }
 
@@ -85,7 +85,7 @@ function drawEvaluation() {
   const shown = allEvaluations ? every : every.slice(0, ROWS);
   const blocks = [...grouped(shown, ({ one }) => one.protocol)].sort(([a], [b]) => a - b).map(([index, entries]) => {
     const { metric, line, whole, differs, count } = content.protocols[index];
-    const several = count > 1 ? ` · one of ${count} protocols, which don't rank against each other` : "";
+    const several = count > 1 ? ` · one of ${count} protocols, which are not comparable` : "";
     return make("article", { kind: "measured" }, make("h3", {}, metric, make("span", { kind: "count", text: several })),
       make("p", { kind: "note protocol", title: whole, text: line }),
       ...(differs ? [make("p", { kind: "note fault", text: `Differs: ${differs}` })] : []),
@@ -93,8 +93,8 @@ function drawEvaluation() {
   });
   const how = "No run shown has been evaluated: python launch/evaluate.py run=<folder> metrics=[quality] sampler=<name>";
   at("evaluations").replaceChildren(...(blocks.length ? blocks : [empty(how)]));
-  at("evaluation-note").textContent = blocks.length ? "Bold: the best of one protocol. ≈: their difference is less than the sum "
-    + "of their standard errors." : "";
+  at("evaluation-note").textContent = blocks.length ? "Bold: the best within a protocol. ≈: within the sum of both standard errors "
+    + "of the best." : "";
   const sheets = shown.flatMap(({ run, one }) => one.pictures.map((sheet) => ({ run, one, sheet })));
   at("evaluation-pictures").replaceChildren(...sheets.map(thumbnail));
   at("more-evaluations").hidden = shown.length === every.length;

@@ -16,7 +16,7 @@ function samplings(list) {
 
 const heatMetrics = () => [
   ...content.numbers.filter(({ key, mixed }) => !mixed && runs.some((run) => known(run.values[key]))),
-  ...[["nfe", "evaluations an image"], ["seconds", "seconds of sampling"]]
+  ...[["nfe", "evaluations per image"], ["seconds", "sampling time in seconds"]]
     .filter(([key]) => runs.some((run) => run.samplers.some((one) => one[key])))
     .map(([key, title]) => ({ key, title, better: "lower", sampled: true })),
 ];
@@ -54,7 +54,7 @@ function drawHeat() {
   at("heat-chart").style.height = slide ? "" : `${height}px`;
   const groups = new Set(visible.map((run) => run.group));
   at("heat-note").textContent = metric.compares && groups.size > 1 && heat.how !== "count"
-    ? "Losses of different schedules or weightings don't compare; look along the other parameters." : "";
+    ? "Losses of different schedules or weightings are not comparable; compare along the other parameters." : "";
   const [title, better] = heat.how === "count" ? [what, "higher"] : [metric.title, metric.better];
   return plot("heat-chart", [{
     type: "heatmap", z: grid.map((row) => row.map(({ value }) => value)), x: xs.map((_, i) => i), y: ys.map((_, i) => i),

@@ -1,7 +1,7 @@
 // Calibration and loss by noise level, at the last measurement or at an earlier one.
 
 const MEASURES = [
-  { key: "explained", title: "explained share of the noise", from: "calibration", right: 1, range: [-0.15, 1.12] },
+  { key: "explained", title: "share of the noise explained", from: "calibration", right: 1, range: [-0.15, 1.12] },
   { key: "slope", title: "slope", from: "calibration", right: 1, range: [-0.15, 1.6] },
   { key: "gain", title: "gain over a Gaussian", from: "calibration", right: 0, range: [-0.6, 1.08] },
   { key: "loss", title: "train loss", from: "by_sigma", log: true },

@@ -57,7 +57,7 @@ function drawPreviews() {
   const times = [...new Set(shown.flatMap(({ run }) => run.previews.map((one) => one.images)))].sort((a, b) => a - b);
   const cards = shown.map((one) => ({ ...one, ...card(named(one), "", `samples of ${one.run.label}`) }));
   at("previews").replaceChildren(...cards.map(({ figure }) => figure));
-  if (!cards.length) at("previews").append(empty("No samples were drawn while the runs shown were trained (preview.every)."));
+  if (!cards.length) at("previews").append(empty("The runs shown drew no samples during training (preview.every)."));
   const slider = at("preview-slider");
   slider.closest(".controls").hidden = times.length < 2;
   slider.max = Math.max(0, times.length - 1);
@@ -86,7 +86,7 @@ function drawFinals() {
   const ends = each.filter(({ sampler }) => sampler.picture);
   at("finals-part").hidden = !ends.length;
   at("finals").replaceChildren(...ends.map(({ sampler, ...one }) => {
-    const cost = sampler.nfe && `${format(sampler.nfe)} evaluations an image`;
+    const cost = sampler.nfe && `${format(sampler.nfe)} evaluations per image`;
     const words = [one.run.label !== sampler.label && one.run.label, cost].filter(Boolean).join(" · ");
     const chips = sampler.diagnoses.flatMap((said) => said.verdicts).map(verdictChip);
     const heading = named({ ...one, text: sampler.label });
@@ -104,12 +104,12 @@ const way = { align: "step", at: null };
 function drawWays() {
   const cards = compared.flatMap((one) => one.run.samplers.filter(({ trajectory }) => trajectory).map((sampler) => ({
     sheet: sampler.trajectory,
-    ...card(named({ ...one, text: sampler.label }), one.run.label, `the way of ${sampler.label} on ${one.run.label}`),
+    ...card(named({ ...one, text: sampler.label }), one.run.label, `the trajectory of ${sampler.label} on ${one.run.label}`),
   })));
   at("ways").replaceChildren(...cards.map(({ figure }) => figure));
   at("trajectories").querySelector(".controls").hidden = !cards.length;
   if (!cards.length) {
-    at("ways").append(empty("The samplers of the runs shown have left no trajectories."));
+    at("ways").append(empty("The samplers of the runs shown have saved no trajectories."));
     return;
   }
   const levels = cards.flatMap(({ sheet }) => sheet.frames.map(({ sigma }) => sigma)).filter(known);
@@ -121,7 +121,7 @@ function drawWays() {
   slider.value = way.at === null ? places - 1 : Math.round(way.at * (places - 1));
   const go = () => {
     const part = places > 1 ? Number(slider.value) / (places - 1) : 1;
-    const words = bySigma ? `σ ${format(sigmas[Number(slider.value)], 3)}` : `${Math.round(100 * part)}% of the way`;
+    const words = bySigma ? `σ ${format(sigmas[Number(slider.value)], 3)}` : `${Math.round(100 * part)}% of the trajectory`;
     at("step-at").textContent = words;
     slider.setAttribute("aria-valuetext", words);
     for (const { sheet, small, canvas } of cards) {

@@ -20,11 +20,11 @@ function condition(column, sign, text) {
   const number = numeric(text);
   if (["<", "<=", ">", ">="].includes(sign)) {
     if (!column.number) throw Error(`${column.title} is text; use =, != or ~ with it`);
-    if (Number.isNaN(number)) throw Error(`${column.title}${sign} wants a number${text ? `, not “${text}”` : ""}`);
+    if (Number.isNaN(number)) throw Error(`${column.title}${sign} needs a number${text ? `, not “${text}”` : ""}`);
     const test = { "<": (x) => x < number, "<=": (x) => x <= number, ">": (x) => x > number, ">=": (x) => x >= number }[sign];
     return (run) => known(column.get(run)) && test(column.get(run));
   }
-  if (!text) throw Error(`${column.title}${sign} wants a value`);
+  if (!text) throw Error(`${column.title}${sign} needs a value`);
   const shown = (run) => String(column.get(run) ?? "").toLowerCase();
   if (sign === "~") return (run) => shown(run).includes(value);
   const range = value.match(/^(.*)\.\.(.*)$/);
@@ -58,7 +58,7 @@ function parse(text) {
     const [, not, name, sign, value] = match;
     const found = meant(name, columns);
     try {
-      if (!name || !found.length) throw Error(`no column is called “${name}”; there are ${titles()}`);
+      if (!name || !found.length) throw Error(`there is no column “${name}”; the columns are ${titles()}`);
       // `loss` may be the train loss and the held-out loss: the first column that can be compared so.
       const test = condition(found[0], sign, value);
       tests.push(not ? (run) => !test(run) : test);

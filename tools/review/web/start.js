@@ -6,7 +6,7 @@ function themes() {
   const show = () => {
     document.documentElement.dataset.theme = view.theme;
     button.textContent = THEMES[view.theme];
-    button.setAttribute("aria-label", `${THEMES[view.theme]}; press for the next`);
+    button.setAttribute("aria-label", `${THEMES[view.theme]}; press to change`);
   };
   button.addEventListener("click", () => {
     const names = Object.keys(THEMES);

@@ -35,7 +35,7 @@ function cell(run, { key, number, get, show }) {
 
 function samplerRow(one) {
   const told = columns.filter(({ parameter }) => !parameter);
-  const words = [one.nfe ? `${format(one.nfe)} evaluations an image` : "", one.seconds ? `${format(one.seconds, 3)} s` : ""];
+  const words = [one.nfe ? `${format(one.nfe)} evaluations per image` : "", one.seconds ? `${format(one.seconds, 3)} s` : ""];
   const wide = 1 + content.parameters.length;
   const label = [one.label, ...words].filter(Boolean).join(" · ");
   return make("tr", { kind: "sampler" }, make("td"), ...told.map(({ key, sampled, title }) => {
@@ -91,7 +91,7 @@ function drawTable() {
     const { row, samplers } = lines(run);
     body.append(row, ...(view.samplers ? samplers : []));
   }
-  const none = make("tr", {}, make("td", { kind: "nothing", colSpan: columns.length + 1, text: "No run passes the filter." }));
+  const none = make("tr", {}, make("td", { kind: "nothing", colSpan: columns.length + 1, text: "No run matches the filter." }));
   document.querySelector("#grid tbody").replaceChildren(visible.length ? body : none);
   at("count").textContent = visible.length === runs.length ? `${runs.length}` : `${visible.length} of ${runs.length}`;
   for (const head of document.querySelectorAll("#grid th[data-key]")) {

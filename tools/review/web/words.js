@@ -28,7 +28,7 @@ function overview() {
   tile("Runs", `${states.get("done")?.length ?? 0} of ${runs.length}`, counts, bar);
   if (samplings.length) tile("Samplings", `${drawn} of ${samplings.length}`, "done");
   const loss = apart ? null : best?.values.best_held_out ?? null;
-  tile("Lowest held-out loss", format(loss), apart ? "of each schedule: see the best" : best ? best.label : "not measured");
+  tile("Lowest held-out loss", format(loss), apart ? "differs by schedule; see Best" : best ? best.label : "not measured");
   const longest = Math.max(0, ...runs.map((run) => run.values.images ?? 0));
   tile("Images seen", compact(sum("images")), `${compact(longest)} by the longest run`);
   const timed = runs.some((run) => known(run.values.hours));
@@ -83,7 +83,7 @@ function drawBest() {
     const many = `of ${among.length} comparable ${among.length === 1 ? "run" : "runs"}`;
     at("best-words").textContent = [`${best.label}: ${metric.title} ${format(best.values[metric.key])}, ${many}${rest}.`,
       metric.words && `Protocol: ${metric.words}.`,
-      apart && "Losses of different schedules or weightings are averages over different noise and don't compare.",
+      apart && "Losses of different schedules or weightings average over different noise and are not comparable.",
       best.command_note].filter(Boolean).join(" ");
     const sampler = metric.sampled && best.samplers.find((one) => one.metrics[metric.key] === best.values[metric.key]);
     at("command").textContent = [best.command, sampler?.command].filter(Boolean).join("\n");
@@ -131,7 +131,7 @@ function drawDoctor() {
       make("h3", { text: `${run.label} × ${who}`, style: "margin:0" }), make("p", { text: one.words }));
     if (place) node.querySelector("h3").prepend(swatch(place.colour), " ");
     if (one.cure) node.append(make("p", {}, "Prescribed: ", make("code", { text: one.cure })));
-    if (one.figure) node.append(unfolding(one.figure, `${run.label} × ${who}: the doctor's figure`));
+    if (one.figure) node.append(unfolding(one.figure, `${run.label} × ${who}: figure of the diagnosis`));
     return node;
   }));
   const how = "No run shown has been diagnosed: python launch/diagnose.py run=<folder> sampler=<name>";
@@ -164,7 +164,7 @@ function problems() {
     make("span", { text: what })));
   at("problem-list").replaceChildren(...lines);
   const note = rows.length > 300 ? `and ${rows.length - 300} more`
-    : rows.length ? "" : "Every file could be read, no run has failed, and none has warned.";
+    : rows.length ? "" : "All files were read, no run failed, and there were no warnings.";
   at("problem-list").append(make("p", { kind: "note", text: note }));
   at("footer").textContent = [...content.notes, `Written ${content.written} from ${content.folder}`].join(" ");
 }
