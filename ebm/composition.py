@@ -1,4 +1,4 @@
-"""Sums of energies: products of what several models know, and, with a negative weight, what one of them is not to be."""
+"""Weighted sums of energies, that is, products of models; a negative weight divides by a model."""
 from __future__ import annotations
 
 import math
@@ -14,8 +14,8 @@ from ebm.model import EnergyModel, ScoreModel, has_energy
 class Composed:
     """Σ wᵢ sᵢ(x, σ), the score of Π pᵢ(x; σ)^wᵢ (Du et al. 2020, arXiv 2004.06030; 2023, arXiv 2302.11552).
 
-    The product of noised laws is not the noised product: that the sum at σ → 0 is right makes it right to draw from it by
-    Langevin or Metropolis moves at each level, and not to follow an ODE (2023, section 4).
+    The noised product is not the product of the noised densities: the sum is exact only as σ → 0. Langevin and Metropolis
+    samplers are therefore appropriate, ODE samplers are not (2023, section 4). Raises ValueError for unusable weights.
     """
 
     models: Sequence[ScoreModel]
@@ -23,21 +23,21 @@ class Composed:
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.models) or not self.models:
-            raise ValueError(f"weights: {list(self.weights)!r} is not accepted; {len(self.models)} models take as many, "
-                             "and at least one")
+            raise ValueError(f"weights: {list(self.weights)!r} is not accepted; there must be one for each of "
+                             f"{len(self.models)} models, and at least one")
         if not all(math.isfinite(weight) for weight in self.weights) or not sum(self.weights) > 0:
             raise ValueError(f"weights: {list(self.weights)!r} is not accepted; they must be numbers whose sum is positive, "
-                             "or images of any size would be likelier than any image")
+                             "as the density could not be normalised otherwise")
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W)."""
+        """Σ wᵢ sᵢ(x, σ): (B, C, H, W), (B,) -> (B, C, H, W)."""
         first, *rest = (weight * model.score(x, sigma) for model, weight in zip(self.models, self.weights, strict=True))
         return sum(rest, first)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComposedEnergy(Composed):
-    """The same with its energy, so that a Metropolis test can be made."""
+    """The same with its energy, which the Metropolis test needs."""
 
     models: Sequence[EnergyModel]
 

@@ -1,8 +1,4 @@
-"""Sampling under a constraint: a model, what was measured of an image, and the score of the images that agree with it.
-
-A measurement is told as the orthogonal projector P = A⁺A on what it sees (A the linear measurement), and what was
-observed as the image A⁺y, so that pixels, colours and sizes are treated alike.
-"""
+"""Conditional sampling from linear measurements. A is represented by the projector P = A⁺A, the observation by A⁺y."""
 from __future__ import annotations
 
 import math
@@ -22,12 +18,12 @@ class Measurement(Protocol):
     """A linear measurement of an image."""
 
     def project(self, x: Tensor) -> Tensor:
-        """P x, the part of x that is seen: (B, C, H, W) -> (B, C, H, W); P = Pᵀ = P²."""
+        """P x, the measured part of x: (B, C, H, W) -> (B, C, H, W), where P = Pᵀ = P²."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownPixels:
-    """Some pixels are seen: ``known`` is 1 there and 0 elsewhere, (H, W)."""
+    """Some pixels are measured: ``known`` (H, W) is 1 there and 0 elsewhere."""
 
     known: Tensor
 
@@ -37,7 +33,7 @@ class KnownPixels:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelMean:
-    """A grey image is seen: the mean over channels."""
+    """The mean over channels is measured: a grey image."""
 
     def project(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True).expand_as(x)
@@ -45,7 +41,7 @@ class ChannelMean:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMean:
-    """A small image is seen: the means over blocks of ``factor`` × ``factor`` pixels, which must divide height and width."""
+    """The means over blocks of ``factor`` × ``factor`` pixels are measured; ``factor`` must divide height and width."""
 
     factor: int
 
@@ -54,19 +50,20 @@ class BlockMean:
 
 
 class Constraint(Protocol):
-    """A way to constrain a model: the model of the images that agree with what was observed, one image each."""
+    """A method that conditions a model on observations."""
 
     def __call__(self, *, model: ScoreModel, measurement: Measurement, observed: Tensor,
                  generators: Sequence[torch.Generator]) -> ScoreModel:
-        """``observed`` is P x₀, (B, C, H, W), of x's batch; draws, where it needs to, from the ``generators``."""
+        """The conditioned model for a batch with observations P x₀, ``observed`` (B, C, H, W), and one generator per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replaced:
-    """In the denoised image the measured part is replaced by the observation: D'(x, σ) = D + P(o − D), s' = (D' − x)/σ².
+    """Replaces the measured part of the denoised image by the observation o: D'(x, σ) = D + P(o − D), s' = (D' − x)/σ².
 
-    The null-space form of Wang et al. 2022 (DDNM, arXiv 2212.00490). It takes one score and any sampler. D is not
-    told what was observed but through x: exact under Langevin moves as σ → 0, and biased where x is not drawn anew.
+    The null-space method of Wang et al. 2022 (DDNM, arXiv 2212.00490): one score per call, for any sampler. D depends on
+    the observation only through x, so that it is exact with Langevin moves as σ → 0, and biased where x does not
+    equilibrate at each level.
     """
 
     model: ScoreModel
@@ -81,11 +78,11 @@ class Replaced:
 
 
 class Frozen:
-    """A constrained energy: E'(x, σ) = E(x̂, σ) + ‖P(x − o)‖²/(2σ²), where x̂ has o + σ P n as its measured part.
+    """A conditional energy: E'(x, σ) = E(x̂, σ) + ‖P(x − o)‖²/(2σ²), where the measured part of x̂ is o + σ P n.
 
-    The noise n is drawn once for each image, so that the model sees what it knows from training, and s' = −∇E' is the
-    gradient of an energy, which the Metropolis test needs. Given n the law of the rest is p_σ(· | o + σ P n), the
-    replacement method's (Song et al. 2021, arXiv 2011.13456, appendix I.2); as σ → 0 it is the conditional law itself.
+    The noise n is drawn once per image, so that the model's input is distributed as in training and s' = −∇E' is the
+    gradient of an energy, which the Metropolis test needs. Given n, the unmeasured part follows p_σ(· | o + σ P n), as in the
+    replacement method (Song et al. 2021, arXiv 2011.13456, appendix I.2); as σ → 0 this is the conditional distribution.
     Raises ValueError for a model without an energy.
     """
 
@@ -109,22 +106,22 @@ class Frozen:
 
 
 class Matched:
-    """The clean image's law given x is taken as the Gaussian of its own mean and covariance, and conditioned on o.
+    """Approximates p(x₀ | x) by the Gaussian with its mean and covariance, and conditions that on o.
 
     D' = D + V P (P V P + (τ² + ``ridge`` σ²) P)⁻¹ P (o − D) with D = x + σ² s and V = Cov(x₀ | x) = σ² (1 + σ² ∂s/∂x)
     (moment matching: Boys et al. 2023, arXiv 2310.06721; by conjugate gradients: Rozet et al. 2024, arXiv 2405.13712).
-    Exact at every σ where the data are Gaussian, with any sampler. ``noise`` τ is the standard deviation
-    of noise in P x; at 0 the measured part of D' is o. ``iterations`` products with V are taken for each score: they
-    need an energy, whose ∂s/∂x is symmetric. Raises ValueError for a model without one and for an unusable number.
+    Exact at every σ for Gaussian data, with any sampler. ``noise`` τ is the standard deviation of the noise in P x; at 0 the
+    measured part of D' is o. Each score takes ``iterations`` products with V, which require an energy, as its ∂s/∂x is
+    symmetric. Raises ValueError for a model without an energy and for unusable numbers.
     """
 
     def __init__(self, *, model: ScoreModel, measurement: Measurement, observed: Tensor, noise: float, iterations: int,
                  ridge: float, generators: Sequence[torch.Generator]) -> None:
         if iterations < 0:
-            raise ValueError(f"iterations: {iterations!r} is not accepted; it must be a whole number from 0")
+            raise ValueError(f"iterations: {iterations!r} is not accepted; it must be a whole number of at least 0")
         for name, value in {"noise": noise, "ridge": ridge}.items():
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}: {value!r} is not accepted; it must be a number from 0")
+                raise ValueError(f"{name}: {value!r} is not accepted; it must be a number of at least 0")
         self.model, self.project, self.observed = with_energy(model, what="this constraint"), measurement.project, observed
         self.noise, self.iterations, self.ridge = noise, iterations, ridge
 
@@ -149,22 +146,22 @@ class Matched:
             product = spread(direction)
             image = self.project(product) + ridge * direction
             curvature = inner_product(direction, image)
-            going = (curvature > 0) & (size > 0)  # a trained energy's V may have directions of negative variance
+            going = (curvature > 0) & (size > 0)  # the V of a trained energy may have negative eigenvalues
             step = torch.where(going, size / curvature.where(going, 1), 0)
             moved, residual = moved + step * product, residual - step * image
             after = inner_product(residual, residual)
             direction = residual + torch.where(going, after / size.where(going, 1), 0) * direction
             size = torch.where(going, after, 0)
         denoised = denoised + moved
-        if self.noise == 0:  # what few iterations leave
+        if self.noise == 0:  # the residual of few iterations
             denoised = denoised + self.project(self.observed - denoised)
         return (denoised - x.detach()) / square
 
 
 def alternating_projections(x: Tensor, measurement: Measurement, observed: Tensor) -> Tensor:
-    """x brought to agree with what was observed of images in [-1, 1], and into that range, (B, C, H, W).
+    """x projected onto the images that agree with the observation and lie in [-1, 1], (B, C, H, W).
 
-    Alternating projections on two convex sets: one step for pixels, more for means of pixels that are cut to the range.
+    Projects on the two convex sets in turn: known pixels need one step, means of pixels that are clipped need more.
     """
     for _ in range(50):
         x = x.clamp(-1, 1)
@@ -178,5 +175,5 @@ def sigma_squared(sigma: Tensor) -> Tensor:
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ of each image: (B, C, H, W) twice -> (B, 1, 1, 1)."""
+    """⟨a, b⟩ for each image: (B, C, H, W) twice -> (B, 1, 1, 1)."""
     return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Denoising with an energy: the posterior of the clean image given a noisy one, at every noise level, exactly."""
+"""Sampling from the posterior of a clean image given a noisy one, exact at every noise level."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from ebm.model import EnergyModel, ScoreModel, has_energy
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising:
-    """The model of x_σ = x₀ + σ n given y = x₀ + ``sigma`` m, where n and m are standard normal: its score.
+    """The score of x_σ = x₀ + σ n given y = x₀ + ``sigma`` m, where n and m are standard normal.
 
-    x_σ and y say of x₀ what the one image x_c = σ_c² (x/σ² + y/σ_y²) of noise 1/σ_c² = 1/σ² + 1/σ_y² says, so that the
-    denoised image is D(x_c, σ_c): no approximation is made, and every sampler draws from p(x₀ | y).
+    x_c = σ_c² (x/σ² + y/σ_y²) with 1/σ_c² = 1/σ² + 1/σ_y² is a sufficient statistic of x_σ and y for x₀, so that the
+    denoised image is D(x_c, σ_c): nothing is approximated, and every sampler draws from p(x₀ | y).
     """
 
     model: ScoreModel
@@ -27,7 +27,7 @@ class Denoising:
         return self.sigma**2 / total * self.model.score(*self._both(x, sigma)) + (self.observed - x) / total
 
     def mean(self) -> Tensor:
-        """E[x₀ | y] = D(y, σ_y), (B, C, H, W): what one look at the model gives (Tweedie's formula; Robbins 1956)."""
+        """The posterior mean E[x₀ | y] = D(y, σ_y), (B, C, H, W), from one score (Tweedie's formula; Robbins 1956)."""
         sigma = self.observed.new_full((len(self.observed),), self.sigma)
         return self.observed + self.sigma**2 * self.model.score(self.observed, sigma)
 
@@ -40,18 +40,18 @@ class Denoising:
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyDenoising(Denoising):
-    """The same with its energy, so that a Metropolis test can be made."""
+    """The same with its energy, which the Metropolis test needs."""
 
     model: EnergyModel
 
     def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """−log p(x_σ | y) = E(x_c, σ_c) + ‖x − y‖²/(2(σ² + σ_y²)) but for a function of σ: (B, C, H, W), (B,) -> (B,)."""
+        """−log p(x_σ | y) = E(x_c, σ_c) + ‖x − y‖²/(2(σ² + σ_y²)) up to a function of σ: (B, C, H, W), (B,) -> (B,)."""
         apart = (x - self.observed).square().flatten(1).sum(1) / (2 * (sigma.square() + self.sigma**2))
         return self.model.energy(*self._both(x, sigma)) + apart
 
 
 def denoising(model: ScoreModel, *, observed: Tensor, sigma: float) -> Denoising:
-    """The model of clean images given noisy ones, (B, C, H, W), with its energy where ``model`` has one."""
+    """The conditioned model for noisy images ``observed`` (B, C, H, W), with an energy where ``model`` has one."""
     if has_energy(model):
         return EnergyDenoising(model=model, observed=observed, sigma=sigma)
     return Denoising(model=model, observed=observed, sigma=sigma)

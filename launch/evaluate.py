@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     with contextlib.ExitStack() as stack:
         with checking():
             place(cfg, "run")
-            failures = place(cfg, "out" if cfg.label is None else "samples")  # a point of a study is its samples
+            failures = place(cfg, "out" if cfg.label is None else "samples")  # in a study, a point is its samples
         stack.enter_context(record_failures(failures))
         with checking():
             metrics = select_metrics(cfg)
@@ -63,10 +63,10 @@ def main(cfg: DictConfig) -> None:
         with checking():  # it asks every process by itself
             check_agreement(work.pipeline, world)
         if work.given:
-            work.samples()  # refused before any work, where they can't be measured
+            work.samples()  # raises before any work where they can't be measured
         with checking(world):
             if world.is_main:
-                Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
+                Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before any work: it may not be permitted
         paths = [evaluate(work, name, metric, tracking) for name, metric in metrics.items()]
         if world.is_main:
             (failures / "failure.json").unlink(missing_ok=True)  # an earlier start's
@@ -76,7 +76,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def prepare_work(cfg: DictConfig, world: World) -> Work:
-    """The run with its data; raises ValueError or OSError where something is missing."""
+    """The run with its data; raises ValueError or OSError where something is missing or unusable."""
     pipeline = prepare(cfg, world)
     folder = RunFolder(Path(cfg.run))
     config = folder.config()
@@ -92,7 +92,7 @@ def prepare_work(cfg: DictConfig, world: World) -> Work:
 
 
 def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
-    """Measures by one metric unless there is a record of just that; the record's place."""
+    """Measures by one metric unless its record exists; the record's path."""
     cfg = work.cfg
     stem = f"{name}-{subject_label(work, metric)}-{digest(record_identity(work, metric))[:8]}"
     path = Path(cfg.out) / f"{stem}.json"
@@ -102,16 +102,16 @@ def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
         return path
     work = replace(work, stem=stem)
     try:
-        # What reads the model itself says that it is of float32, and cuDNN's own default on a GPU is TF32.
+        # Metrics of the model itself are computed in float32; cuDNN's default on a GPU is TF32.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=metric.of_samples), naming_argument(name, metric):
             figures = metric(work)
-    except ValueError as error:  # the others notice that this process is gone
+    except ValueError as error:  # the other processes notice that this one has ended
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        leave_verdict("failed")  # it would end so again
+        leave_verdict("failed")  # it would fail again
         raise Refused(BAD_INPUT, str(error)) from error
     if metric.of_samples:
-        work.samples()  # on every process, since the record tells of them
-    work.world.barrier()  # the batches are read no more
+        work.samples()  # on every process, as the record describes them
+    work.world.barrier()  # all processes have read the batches
     if figures is not None and work.world.is_main:
         write_record(work, name, figures, of_samples=metric.of_samples)
         print(f"{name}: {format_values(figures.values)}\n  {path}", flush=True)
@@ -121,14 +121,14 @@ def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
 
 
 def subject_label(work: Work, metric: Metric) -> str:
-    """What a figure is about, as part of a file's name: the samples, or the model alone."""
+    """The part of a file name that identifies the samples, or the model alone."""
     if metric.of_samples:
         return Path(work.cfg.samples).stem if work.given else sample_stem(work.cfg, work.pipeline.step)
     return f"step{work.pipeline.step}" + (f"-ema{work.cfg.ema}" if work.cfg.ema else "")
 
 
 def record_identity(work: Work, metric: Metric) -> list[Any]:
-    """All that a figure depends on, but for the code."""
+    """All that a figure depends on, except the code."""
     cfg, held_out, sampled = work.cfg, work.held_out, identity(work.cfg, work.pipeline)
     # Records are found by the digest of this list, so its order must stay.
     what = [repr(metric), *(sampled[key] for key in ("checkpoint", "ema", "seed", "precision")), work.world.device.type,
@@ -140,7 +140,7 @@ def record_identity(work: Work, metric: Metric) -> list[Any]:
 
 
 def format_values(values: dict[str, float]) -> str:
-    """Numbers for people, each with its standard error where there is one."""
+    """Numbers as text, each with its standard error where there is one."""
     told = []
     for key, value in values.items():
         if not key.endswith("_stderr"):

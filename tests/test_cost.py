@@ -67,7 +67,7 @@ def test_joules_are_the_counters_difference_in_thousandths() -> None:
     (Board(None), "Not Supported"), (Board(1, uuid="GPU-2"), "Not Found")], ids=["too old", "not this one"])
 def test_a_gpu_that_does_not_tell(board: Board, words: str) -> None:
     counter, reason = gpu_counter(board, "GPU-1")
-    assert reason == f"the GPU doesn't tell ({words})"
+    assert reason == f"the GPU reports no energy ({words})"
     with measure_usage(CPU, counter) as spent:
         pass
     assert spent.joules is None
@@ -83,7 +83,7 @@ def test_a_counter_that_stops_telling_tells_nothing() -> None:
 def test_a_cpu_and_a_missing_library_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     counter, reason = joule_counter(CPU)
     assert counter() is None
-    assert reason == "a cpu doesn't tell"
+    assert reason == "a cpu reports no energy"
 
     def absent(name: str) -> None:
         raise ImportError(name)
@@ -155,7 +155,7 @@ def test_the_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures.values["images_per_s"] == pytest.approx(1 / figures.values["seconds_per_image"])
     assert (figures.measure["device"], figures.measure["batch"], figures.measure["precision"]) == ("cpu", 4, "fp32")
     assert len(figures.details["batch_seconds"]) == 3, "a warm-up was counted"
-    assert figures.details["joules"] == "not told: a cpu doesn't tell"
+    assert figures.details["joules"] == "not told: a cpu reports no energy"
     assert figures.details["all_samples"] == {"n": 20, "seconds": 1.0}
     board = Board(0, *(1_000 * i * i for i in range(8)))
     monkeypatch.setattr("launch.metrics.cost.joule_counter", lambda device: gpu_counter(board, "GPU-1"))

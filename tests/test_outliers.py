@@ -245,13 +245,13 @@ def test_a_direct_score_has_only_its_norms(tmp_path: Path) -> None:
     assert set(figures.values) == {f"{name}_score_norms_inverted{end}" for name, end in (
         ("auroc", ""), ("auroc", "_stderr"), ("fpr95", ""))}
     assert set(figures.details["skipped"]) == {"energy", "typicality"}
-    with pytest.raises(ValueError, match="of a direct score choose score_norms"):
+    with pytest.raises(ValueError, match="for a direct score choose score_norms"):
         replace(measure, scores=["energy"]).check(given)
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"scores": ["energie"]}, "scores: 'energie' is not accepted; choose of energy"),
-    ({"standard": ["mnist"]}, "standard: 'mnist' is not accepted; choose of svhn"),
+    ({"scores": ["energie"]}, "scores: 'energie' is not accepted; choose from energy"),
+    ({"standard": ["mnist"]}, "standard: 'mnist' is not accepted; choose from svhn"),
     ({"sets": {"svhn": "x"}}, "sets: 'svhn' is not accepted"),
     ({"sets": {"mine": "nowhere"}}, "nowhere: no such folder"),
     ({"sigma_min": 20.0}, "sigma_max: 10.0 is not accepted"),

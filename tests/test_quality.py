@@ -124,7 +124,7 @@ def test_only_figures_of_the_published_features_have_the_published_names() -> No
     assert set(every) == {"fid", "fid_stderr", "kid", "is", "is_stderr", "precision", "recall"}
     other = figures(x, x, figures=None, halves=2, extractor=OTHER)
     assert set(other) == {"fd_space", "fd_space_stderr", "kd_space", "precision_space", "recall_space"}
-    with pytest.raises(ValueError, match="figures: 'is' is not accepted; space has not Inception's classes"):
+    with pytest.raises(ValueError, match="figures: 'is' is not accepted; space does not have Inception's classes"):
         figures(x, x, figures=["fid", "is"], extractor=OTHER)
 
 
@@ -307,7 +307,7 @@ def test_what_cannot_be_a_reference_is_refused_before_any_work(folder: Path) -> 
         f"reference={folder}/grey.npz": r"reference: .*arr_0 is uint8 \(8, 16, 16, 1\)",
         f"reference={folder}/float.npz": "reference: .*arr_0 is float64",
         f"reference={folder}/small.npz": r"reference: images of \(3, 8, 8\) are not accepted; the run's are \(3, 16, 16\)",
-        "reference_count=51": "reference_count: 51 images are not to be had; .* has 50",
+        "reference_count=51": "reference_count: 51 is not accepted; .* has 50 images",
         "kid_subset_size=21": "n: 20 is not accepted; kid needs at least 21",
     }
     for override, told in refused.items():

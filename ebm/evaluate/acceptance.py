@@ -1,4 +1,4 @@
-"""What the Metropolis test is worth: how often moves are accepted at each level, and how much nearer to the data it ends."""
+"""The benefit of the Metropolis test: acceptance at each noise level, and the gain in distance to the data."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +13,15 @@ from ebm.samplers.step import Step
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerResult:
-    """Where a sampler has ended, and what the Metropolis test said on the way."""
+    """The final state of a sampler and its acceptance at each level."""
 
     x: Tensor  # (B, C, H, W)
-    levels: tuple[float, ...]  # at which moves were tested; none of an unadjusted sampler's
-    acceptance: Tensor  # (B, levels) mean over the level's moves of the probability to be accepted, float64
+    levels: tuple[float, ...]  # at which moves were tested; empty for an unadjusted sampler
+    acceptance: Tensor  # (B, levels) acceptance probability, mean over the moves of a level, float64
 
 
 def run_to_end(steps: Iterator[Step]) -> SamplerResult:
-    """Walks a sampler to its end; raises ValueError where it takes no step."""
+    """Runs a sampler to its end; raises ValueError where it takes no step."""
     totals: dict[float, Tensor] = {}
     counts: dict[float, int] = {}
     step = None
@@ -47,12 +47,12 @@ class Estimate:
 def gains(
     reference: Reference, adjusted: Tensor, unadjusted: Mapping[str, Tensor], *, sigma: float, groups: int
 ) -> dict[str, Estimate]:
-    """By how much ``adjusted`` images (B, C, H, W) are nearer to the data noised at ``sigma`` than each of ``unadjusted``,
-    as "gain <name>" beside the distances themselves, "adjusted" and "<name>".
+    """How much closer ``adjusted`` images (B, C, H, W) are to the data noised at ``sigma`` than each of ``unadjusted``, as
+    "gain <name>", with the distances themselves, "adjusted" and "<name>".
 
-    Distances are `Reference.distance`'s, relative to the data's own width. Where a Gaussian's every direction has the
-    curvature λ and the unadjusted moves the size a, their variance is 1/(λ (1 − aλ/2)), so that the gain is
-    (1 − aλ/2)^−½ − 1. Standard errors by leaving out each of ``groups`` in turn, the same images of all.
+    Distances are those of `Reference.distance`, relative to the width of the data. For a Gaussian of curvature λ in every
+    direction, unadjusted moves of size a have the variance 1/(λ (1 − aλ/2)), so that the gain is (1 − aλ/2)^−½ − 1.
+    Standard errors are jackknifed over ``groups`` of images, the same for all samplers.
     """
     images = {"adjusted": adjusted, **unadjusted}
 
@@ -66,8 +66,8 @@ def gains(
 
 
 def jackknife(statistic: Callable[[Tensor], Tensor], *, count: int, groups: int) -> tuple[Tensor, Tensor]:
-    """``statistic`` of all indices 0 … ``count`` − 1, and its standard errors from those without one group after another
-    (the grouped jackknife, Tukey 1958); raises ValueError unless there are 2 to ``count`` groups."""
+    """``statistic`` of the indices 0 … ``count`` − 1 and its standard errors by the grouped jackknife (Tukey 1958); raises
+    ValueError unless there are 2 to ``count`` groups."""
     if not 2 <= groups <= count:
         raise ValueError(f"groups: {groups!r} is not accepted; it must be 2 to {count}, the number of images")
     every = torch.arange(count)

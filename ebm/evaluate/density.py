@@ -1,5 +1,5 @@
-"""Log-densities read off an energy in one forward pass: Ē(x, σ_min) and one constant, fixed where the noised data is Gaussian
-(Guth, Kadkhodaie & Simoncelli 2025, arXiv 2506.05310); and what its slope in σ says about how far that may be trusted."""
+"""Log-densities from an energy in one forward pass: Ē(x, σ_min) plus a constant, fixed where the noised data are Gaussian
+(Guth, Kadkhodaie & Simoncelli 2025, arXiv 2506.05310), with a correction from the energy's slope in σ."""
 from __future__ import annotations
 
 import math
@@ -25,7 +25,8 @@ def energies(model: Energy, x: Tensor, *, sigma: float) -> Array:
 
 @torch.no_grad()
 def anchors(model: Energy, x: Tensor, *, sigma: float, generators: Sequence[torch.Generator]) -> Array:
-    """Ē(x + σn, σ) − ½(‖n‖² − d), (B,), with n by image: of Ē's own mean, but for large σ of far less spread."""
+    """Ē(x + σn, σ) − ½(‖n‖² − d), (B,), with n by image: a control variate that leaves the mean and, at large σ, reduces the
+    variance by far."""
     n = normal_like(x, generators)
     energy = model.normalised(x + sigma * n, sigma_of(x, sigma=sigma))
     return _array(energy - 0.5 * (n.square() - 1).flatten(1).sum(1))
@@ -37,9 +38,9 @@ def gaps(
 ) -> Array:
     """∂Ē/∂ln σ − (d − ‖n‖²) at x + σn in nats per e-fold, (B, levels), from the smallest σ.
 
-    Each image has its σ at random in each of ``levels`` equal parts of ln σ, and its own n. Where Ē is normalised at every σ
-    the mean is zero at each: ∫ p ∂(log p) = 0. Times the parts' width, a row's sum estimates without bias the error of
-    Ē(σ_min) that comes of a constant fixed at σ_max.
+    Each image has its own n, and a random σ in each of ``levels`` equal parts of ln σ. If Ē is normalised at every σ, the mean
+    is zero at each, as ∫ p ∂(log p) = 0. The sum of a row times the width of a part is an unbiased estimate of the error that
+    a constant fixed at σ_max causes in Ē(σ_min).
     """
     found = []
     for level in range(levels):
@@ -53,7 +54,7 @@ def gaps(
 
 
 def spectrum(x: Array) -> Array:
-    """Eigenvalues of the covariance of images (n, d), the min(n, d) largest; raises ValueError below 2 images."""
+    """The min(n, d) largest eigenvalues of the covariance of images (n, d); raises ValueError for fewer than 2 images."""
     count, d = x.shape
     if count < 2:
         raise ValueError(f"images: {count} is not accepted; a covariance needs at least 2")
@@ -64,9 +65,9 @@ def spectrum(x: Array) -> Array:
 
 
 def entropy(eigenvalues: Array, *, d: int, sigma: float) -> float:
-    """Of the Gaussian whose covariance has these ``eigenvalues``, zeros up to d, and σ² on top, in nats.
+    """Entropy in nats of the Gaussian whose covariance has these ``eigenvalues``, zeros up to d, and σ² added to all.
 
-    Noised images have nearly that where σ is large: the law's other cumulants change it by their ratio to σ, cubed.
+    At large σ it approximates the entropy of noised images: higher cumulants change it by their ratio to σ, cubed.
     """
     logs = np.log(eigenvalues + sigma**2).sum() + (d - len(eigenvalues)) * math.log(sigma**2)
     return float(0.5 * (logs + d * math.log(2 * math.pi * math.e)))
@@ -74,10 +75,10 @@ def entropy(eigenvalues: Array, *, d: int, sigma: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalised:
-    """The constant that makes an energy a density, from training images, and the correction that their slopes ask for.
+    """The normalising constant of an energy, from training images, and the correction for the error of its slope.
 
-    ``constant`` is to be added to Ē at every σ, in nats; ``gap`` is the slope's error between σ_min and σ_max added up, so
-    that Ē(σ_min) + constant + gap is right on average whatever function of σ alone Ē errs by.
+    ``constant`` is added to Ē at every σ, in nats; ``gap`` is the error of the slope integrated from σ_min to σ_max, so that
+    Ē(σ_min) + constant + gap is correct on average whatever function of σ alone the error of Ē is.
     """
 
     constant: float
@@ -98,8 +99,8 @@ class Normalised:
 
 
 def agreement(one: Array, other: Array) -> dict[str, float]:
-    """How two estimates of the same images' log-densities agree, (n,) both: the mean of ``other`` − ``one`` with its standard
-    error, the standard deviation of that difference, and the correlation. Raises ValueError below 2 images."""
+    """Agreement of two estimates (n,) of the same log-densities: the mean of ``other`` − ``one`` with its standard error, the
+    standard deviation of that difference, and the correlation. Raises ValueError for fewer than 2 images."""
     if one.shape != other.shape or len(one) < 2:
         raise ValueError(f"images: {one.shape} and {other.shape} are not accepted; both must be of the same images, at least 2")
     difference = other - one

@@ -1,4 +1,4 @@
-"""Feature spaces in which images are compared: Inception as FID means it, any TorchScript file, a fixed random network."""
+"""Feature spaces in which images are compared: the Inception of FID, any TorchScript file, a fixed random network."""
 from __future__ import annotations
 
 import hashlib
@@ -25,19 +25,19 @@ NAME = re.compile(r"[a-z][a-z0-9]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """A network ready to turn images into features, and all that the features depend on."""
+    """A loaded feature network and all that its features depend on."""
 
     name: str
     sha256: str  # of its parameters
     settings: dict[str, Any]
-    published: bool  # whether figures in its features are the ones called FID, KID and IS
+    published: bool  # whether figures in these features may be called FID, KID and IS
     device: torch.device
     network: Callable[[Tensor], dict[str, Tensor]]
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """"features" (B, D) and, for Inception, "logits" (B, classes), float32, of uint8 images (B, 3, H, W).
 
-        Computed in float32, without TF32. Raises ValueError for other images, or where the network gives none such.
+        Computed in float32, without TF32. Raises ValueError for other images and for other outputs of the network.
         """
         check_images(images)
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -51,20 +51,20 @@ class Extractor:
 
     @property
     def measure(self) -> dict[str, Any]:
-        """What must be equal for two sets of features to lie in one space."""
+        """The settings that two sets of features must share to be comparable."""
         return {"extractor": self.name, "extractor_sha256": self.sha256, **self.settings}
 
     @property
     def key(self) -> str:
-        """Twelve hexadecimal digits that name the space."""
+        """Twelve hexadecimal digits that identify the space."""
         return hashlib.sha256(json.dumps(self.measure, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Source(Protocol):
-    """What a config describes: an extractor, nothing of which is read until it is loaded."""
+    """The description of an extractor in a config; files are read when it is loaded."""
 
     def load(self, device: torch.device) -> Extractor:
-        """Reads it; raises FileNotFoundError, or ValueError where it isn't what it should be."""
+        """The extractor; raises FileNotFoundError, or ValueError for an unexpected file."""
 
 
 def check_images(images: Tensor) -> None:
@@ -75,7 +75,7 @@ def check_images(images: Tensor) -> None:
 
 
 def verify_file(file: str, *, sha256: str | None, cure: str) -> tuple[Path, str]:
-    """A file's place and its hash; raises FileNotFoundError with the cure, or ValueError for another hash."""
+    """The path of a file and its SHA-256; raises FileNotFoundError, or ValueError for another hash, with the ``cure``."""
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"extractor.file: {str(path)!r}: no such file; {cure}")
@@ -94,8 +94,8 @@ def verify_file(file: str, *, sha256: str | None, cure: str) -> tuple[Path, str]
 class Inception:
     """torch-fidelity's InceptionV3, in whose features FID (Heusel et al. 2017, arXiv 1706.08500) is defined.
 
-    Weights are read from ``file`` and from nowhere else. Those with another hash than the published ones, if ``sha256``
-    allows them, make figures that are not called FID.
+    Weights are read from ``file`` alone. Where ``sha256`` accepts others than the published ones, figures in their features
+    are not called FID.
     """
 
     file: str
@@ -117,10 +117,10 @@ class Inception:
 
 @dataclass(frozen=True, kw_only=True)
 class TorchScript:
-    """Any network of images in a TorchScript ``file``, called by a ``name`` of your choice.
+    """Any image network in a TorchScript ``file``, under a ``name`` of the user's choice.
 
-    It sees (pixels − mean) / std of pixels in 0…255, resized to ``size`` (bicubic, antialiased; null: as they are), and gives
-    (B, D), or (B, D, h, w), of which the mean over places is taken. ``sha256`` null accepts any file.
+    Its input is (pixels − mean) / std with pixels in 0…255, resized to ``size`` (bicubic, antialiased; null: not resized). Its
+    output is (B, D), or (B, D, h, w), which is averaged over h and w. ``sha256`` null accepts any file.
     """
 
     name: str
@@ -132,18 +132,18 @@ class TorchScript:
 
     def __post_init__(self) -> None:
         if self.name == INCEPTION or not NAME.fullmatch(self.name):
-            raise ValueError(f"name: {self.name!r} is not accepted; small letters and digits are, {INCEPTION!r} is taken")
+            raise ValueError(f"name: {self.name!r} is not accepted; it must be of a-z and 0-9, and not {INCEPTION!r}")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, 3) or (key == "std" and min(values) <= 0):
-                raise ValueError(f"{key}: {values!r} is not accepted; one number, or one for each of 3 channels")
+                raise ValueError(f"{key}: {values!r} is not accepted; it must be one number, or one for each of 3 channels")
         if self.size is not None and self.size < 1:
             raise ValueError(f"size: {self.size!r} is not accepted; it must be at least 1 pixel, or null")
 
     def load(self, device: torch.device) -> Extractor:
-        """Raises FileNotFoundError without the file, ValueError for another hash or what TorchScript can't read."""
+        """Raises FileNotFoundError without the file, ValueError for another hash and for a file that is not TorchScript."""
         path, sha256 = verify_file(self.file, sha256=self.sha256, cure="give the file and the hash that belong together")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PyTorch would rather have torch.export; the files stay readable
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch recommends torch.export; the files remain readable
             try:
                 net = torch.jit.load(str(path), map_location=device).eval()
             except RuntimeError as error:
@@ -163,10 +163,10 @@ class TorchScript:
 
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """A convolutional network with fixed random weights (Naeem et al. 2020, arXiv 2002.09797, section 4): always to be had.
+    """A convolutional network with fixed random weights (Naeem et al. 2020, arXiv 2002.09797, section 4), which needs no files.
 
-    Features are the mean and the standard deviation over places after each of its layers, ``widths`` channels wide, each
-    at half the size of the one before.
+    Features are the spatial means and standard deviations after each layer; layers have ``widths`` channels, each at half the
+    resolution of the one before.
     """
 
     seed: int
@@ -177,14 +177,14 @@ class Random:
             raise ValueError(f"widths: {self.widths!r} is not accepted; each layer needs at least 1 channel")
 
     def load(self, device: torch.device) -> Extractor:
-        """Makes it: there is nothing to read, so nothing is raised."""
+        """Reads nothing, so raises nothing."""
         weights = self.weights()
         digest = hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights)).hexdigest()
         layers = [w.to(device) for w in weights]
 
         def network(images: Tensor) -> dict[str, Tensor]:
             x, rows = images.float() / 127.5 - 1, []
-            rows.append(x.mean((2, 3)))  # colours, to which the first layer is blind
+            rows.append(x.mean((2, 3)))  # colours, which the first layer does not see
             for weight in layers:
                 x = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight))
                 rows += [x.mean((2, 3)), x.std((2, 3), correction=0)]
@@ -195,20 +195,20 @@ class Random:
         return Extractor(name="random", sha256=digest, settings=settings, published=False, device=device, network=network)
 
     def weights(self) -> list[Tensor]:
-        """One filter bank (out, in, 3, 3) for each layer: uniform, of He et al.'s variance, the same bits on every machine."""
+        """One filter bank (out, in, 3, 3) per layer: uniform with He et al.'s variance, bit-identical on every machine."""
         banks: list[Tensor] = []
         for layer, (before, width) in enumerate(zip([3, *self.widths], self.widths, strict=False)):
-            # numpy keeps PCG64's raw bits as they are, and + − × / and roots are rounded alike everywhere.
+            # numpy guarantees PCG64's raw bits, and IEEE 754 rounds + − × / and roots alike everywhere.
             bits = np.random.PCG64(seed_of(self.seed, "extractor", layer)).random_raw(width * before * 9)
             u = ((bits >> np.uint64(40)) * 2.0**-23 - 1).astype(np.float32).reshape(width, before, 3, 3)
-            if layer == 0:  # each sees edges, not brightness, which would drown them
+            if layer == 0:  # zero mean: brightness would dominate edges
                 u -= (u.sum((1, 2, 3), dtype=np.float64) / (before * 9)).astype(np.float32)[:, None, None, None]
             banks.append(torch.from_numpy(u * np.sqrt(np.float32(6 / (before * 9)))))
         return banks
 
 
 def import_fidelity() -> Any:
-    """The module torch_fidelity; raises ValueError that says how to get it."""
+    """The module torch_fidelity; raises ValueError with the command that installs it."""
     try:
         import torch_fidelity
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Log-likelihood of images by the probability-flow ODE (Song et al. 2021, eq. 39), of any model with a score."""
+"""Log-likelihood by the probability-flow ODE (Song et al. 2021, eq. 39), for any model with a score."""
 from __future__ import annotations
 
 import math
@@ -21,24 +21,23 @@ Array = NDArray[np.float64]
 
 
 def bits_per_dim(nll: Array, *, d: int) -> Array:
-    """Bits for each of d pixels' 8-bit values, of negative log-densities in nats of images in [-1, 1]; any shape."""
+    """Bits per dimension of 8-bit images from negative log-densities in nats of images in [-1, 1]; any shape, d values each."""
     bits: Array = np.asarray(nll, np.float64) / (d * math.log(2)) - math.log2(QUANTUM)
     return bits
 
 
 def rademacher(x: Tensor, *, probes: int, seed: int, indices: Sequence[int]) -> Tensor:
-    """Signs ±1, (probes, B, C, H, W) like x: image i's made of (seed, i), alike on every device."""
+    """Random signs ±1, (probes, B, C, H, W): those of image i depend on (seed, i) alone, on every device."""
     signs = [torch.randint(0, 2, (probes, *x.shape[1:]), generator=generator("cpu", seed, "probe", i)) for i in indices]
     return (2 * torch.stack(signs, 1) - 1).to(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """Follows images along dx/dσ = −σ s(x, σ) from ``sigma_min``, where they are taken to lie, to ``sigma_max``.
+    """The probability-flow ODE dx/dσ = −σ s(x, σ) from ``sigma_min``, where images are assumed to lie, to ``sigma_max``.
 
-    Their density there is taken to be N(0, σ_max² + σ_data²): of a law with mean m and covariance of eigenvalues λ it errs
-    by `prior_error`. Steps are those of Runge-Kutta 4(5) with absolute and relative ``tolerance``, one for the whole batch,
-    as in Song et al.'s own figures. Raises ValueError for unusable numbers.
+    The prior at σ_max is N(0, σ_max² + σ_data²); its error is `prior_error`. The solver is Runge-Kutta 4(5) with absolute
+    and relative ``tolerance`` and one step size for the batch, as in Song et al. 2021. Raises ValueError for unusable numbers.
     """
 
     sigma_min: float
@@ -50,11 +49,11 @@ class Flow:
         positive(tolerance=self.tolerance)
 
     def nll(self, model: ScoreModel, x: Tensor, *, sigma_data: float, probes: Tensor | None) -> tuple[Array, int]:
-        """−log p(x; σ_min) in nats for each of the ``probes`` (K, B, C, H, W), (B, K), and how often scores were read.
+        """−log p(x; σ_min) in nats for each of the ``probes`` (K, B, C, H, W), (B, K), and the number of score evaluations.
 
-        Each probe v estimates the trace of the score's Jacobian J as vᵀJv (Hutchinson; Grathwohl et al. 2019, section 3.1);
-        without any the trace is exact, at d times the cost, and K = 1. Raises ValueError where the score is not finite or
-        no step is small enough.
+        Each probe v estimates the trace of the score's Jacobian J by vᵀJv (Hutchinson; Grathwohl et al. 2019, section 3.1);
+        without probes the trace is exact, at d times the cost, and K = 1. Raises ValueError where the score is not finite or
+        no step size is small enough.
         """
         solve = import_solver()
         batch, d = len(x), x[0].numel()
@@ -65,17 +64,17 @@ class Flow:
         path = solve(motion, [math.log(sigma) for sigma in (self.sigma_min, self.sigma_max)], start.reshape(-1), method="RK45",
                      rtol=self.tolerance, atol=self.tolerance)
         if not path.success:
-            raise ValueError(f"tolerance: {self.tolerance} is not accepted; no step is small enough: {path.message}")
+            raise ValueError(f"tolerance: {self.tolerance} is not accepted; no step size is small enough: {path.message}")
         end = path.y[:, -1].reshape(batch, -1)
         gaussian = 0.5 * (end[:, :d] ** 2).sum(1) + 0.5 * d * math.log(2 * math.pi * v_min)  # of y, and x = y √v_min
         return gaussian[:, None] - end[:, d:], motion.count
 
 
 class _Motion:
-    """d/d ln σ of y = x/√(σ² + σ_data²), whose size is the same at every σ, and of the log of the volume that it fills.
+    """d/d ln σ of y = x/√(σ² + σ_data²), whose scale is the same at every σ, and of the log-determinant of the flow.
 
-    With EDM's F = (σ/(σ_data c_in)) (s + c_in² x) it is −(σ σ_data c_in²) F: zero for a Gaussian of σ_data, so that the steps
-    go where the data's law differs from it. At equal tolerance it took fewer scores than x in σ or in ln σ.
+    With EDM's F = (σ/(σ_data c_in)) (s + c_in² x) it is −(σ σ_data c_in²) F: zero for a Gaussian of width σ_data, so that steps
+    are spent where the data differ from that. At equal tolerance this took fewer scores than integrating x in σ or ln σ.
     """
 
     def __init__(self, model: ScoreModel, x: Tensor, *, sigma_data: float, probes: Tensor | None) -> None:
@@ -90,7 +89,7 @@ class _Motion:
         self.count += 1
         moved = torch.cat([motion.detach().flatten(1), trace.to(motion)], 1).double().cpu().numpy()
         if not np.isfinite(moved).all():
-            raise ValueError(f"model: its score is not finite at σ = {math.exp(ln_sigma):.3g}; no likelihood comes of it")
+            raise ValueError(f"model: its score is not finite at σ = {math.exp(ln_sigma):.3g}, so there is no likelihood")
         flat: Array = moved.reshape(-1)
         return flat
 
@@ -101,28 +100,30 @@ class _Motion:
         return -(sigma**2 / root) * (score + y / root)
 
     def divergence(self, motion: Tensor, y: Tensor) -> Tensor:
-        """Estimates of the divergence of the motion, (B, K), or the divergence itself, (B, 1)."""
+        """The divergence of the motion: estimates (B, K), or the exact value (B, 1)."""
         if self.probes is None:
             units = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).view(-1, 1, *y.shape[1:])
             return torch.stack([self.quadratic_form(motion, y, unit.expand_as(y)) for unit in units]).sum(0)[:, None]
         return torch.stack([self.quadratic_form(motion, y, v) for v in self.probes], 1)
 
     def quadratic_form(self, motion: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """vᵀ(∂motion/∂y) v of each image, (B,): of an energy's score a Hessian-vector product."""
+        """vᵀ(∂motion/∂y) v for each image, (B,); for the score of an energy by a Hessian-vector product."""
         product, = torch.autograd.grad(motion, y, v, retain_graph=True, materialize_grads=True)
         return (product * v).flatten(1).sum(1)
 
 
 def prior_error(mean: Array, eigenvalues: Array, *, sigma_max: float, sigma_data: float) -> float:
-    """KL divergence in nats from the law of noised images at ``sigma_max``, seen as the Gaussian of their ``mean`` (d,) and
-    their covariance's ``eigenvalues``, all that are not zero, to `Flow`'s N(0, σ_max² + σ_data²)."""
+    """KL divergence in nats from the distribution of noised images at ``sigma_max`` to the prior N(0, σ_max² + σ_data²).
+
+    The images are taken as Gaussian, with ``mean`` (d,) and the nonzero ``eigenvalues`` of their covariance.
+    """
     d, v = mean.size, sigma_max**2 + sigma_data**2
     ratio = np.concatenate([eigenvalues + sigma_max**2, np.full(d - len(eigenvalues), sigma_max**2)]) / v
     return float(0.5 * ((mean**2).sum() / v + (ratio - 1 - np.log(ratio)).sum()))
 
 
 def import_solver() -> Any:
-    """SciPy's solver of differential equations; raises ValueError where it isn't installed."""
+    """SciPy's ODE solver; raises ValueError where SciPy isn't installed."""
     try:
         from scipy.integrate import solve_ivp
     except ImportError:

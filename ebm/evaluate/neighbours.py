@@ -1,4 +1,4 @@
-"""The training images nearest to samples: a model that copies is nearer to its training images than other real images are."""
+"""Nearest training images: the samples of a model that memorises are closer to them than held-out images are."""
 from __future__ import annotations
 
 import io
@@ -15,18 +15,18 @@ GAP, ROW_GAP = 6, 1  # white pixels between a sample and its neighbours, and bet
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbours:
-    """The k nearest of a set to each of q queries, nearest first, each (q, k)."""
+    """The k nearest neighbours of q queries, nearest first, each (q, k)."""
 
     distance: Tensor  # float64
     index: Tensor  # int64, in the set
-    mirrored: Tensor  # bool: it is the query's mirror image that is so near
+    mirrored: Tensor  # bool: whether the distance is that of the query's mirror image
 
 
 def nearest(queries: Tensor, mirrored: Tensor | None, blocks: Iterable[Tensor], *, k: int) -> Neighbours:
     """The exact Euclidean neighbours of ``queries`` (q, D) among all rows of the ``blocks``, each (b, D).
 
-    Where ``mirrored`` (q, D), the queries' mirror images, is given, the nearer of both counts. All is computed in float64, in
-    which distances of uint8 pixels are exact. Raises ValueError for k below 1 or where there are fewer rows.
+    If ``mirrored`` (q, D), the queries' mirror images, is given, the smaller of both distances counts. Computed in float64,
+    which makes distances of uint8 pixels exact. Raises ValueError for k below 1 or above the number of rows.
     """
     if k < 1:
         raise ValueError(f"k: {k!r} is not accepted; it must be at least 1")
@@ -47,24 +47,24 @@ def nearest(queries: Tensor, mirrored: Tensor | None, blocks: Iterable[Tensor], 
         flip = torch.cat([flip, side_of.bool()], 1).gather(1, order)
         start += len(rows)
     if start < k:
-        raise ValueError(f"k: {k!r} is not accepted; there are {start} images to be near to")
+        raise ValueError(f"k: {k!r} is not accepted; there are {start} images")
     return Neighbours(distance=best.clamp(min=0).sqrt(), index=where, mirrored=flip)
 
 
 def copied(distance: Tensor, *, within: float) -> Tensor:
-    """Which queries are copies, bool (q,): the nearest, of (q, k ≥ 2), is within this share of the second's distance.
+    """Which queries are copies, bool (q,): the distance (q, k ≥ 2) of the nearest is at most ``within`` times the second's.
 
-    The criterion, with 1/3, is that of Yoon et al. 2023 (ICML workshop, "Diffusion probabilistic models generalize when they
-    fail to memorize"). An image that is in the set twice makes a copy of it too, its distance being 0.
+    The criterion, with 1/3, of Yoon et al. 2023 (ICML workshop, "Diffusion probabilistic models generalize when they fail to
+    memorize"). A query identical to an image that the set contains twice counts as a copy.
     """
     return distance[:, 0] <= within * distance[:, 1]
 
 
 def ratio(samples: Tensor, others: Tensor, *, draws: int, generator: torch.Generator) -> tuple[float, float] | None:
-    """Median of the samples' distances (n,) in units of that of other real images (m,), and its bootstrap standard error.
+    """Ratio of the median distance of samples (n,) to that of held-out images (m,), and its bootstrap standard error.
 
-    About 1 where samples are as far from the training images as other real ones are, far below 1 where they are copies. None
-    where half of the other images are copies themselves.
+    About 1 where samples are as far from the training images as held-out ones are, far below 1 where they are copies. None
+    where half of the held-out images are copies themselves.
     """
     a, b = samples.double().cpu(), others.double().cpu()
     middle = float(b.quantile(0.5))
@@ -76,7 +76,7 @@ def ratio(samples: Tensor, others: Tensor, *, draws: int, generator: torch.Gener
 
 
 def picture(samples: Tensor, neighbours: Tensor) -> bytes:
-    """A PNG whose rows are a sample, (q, C, H, W), a gap, and its neighbours, (q, k, C, H, W), all uint8."""
+    """A PNG with one row per sample (q, C, H, W): the sample, a gap and its neighbours (q, k, C, H, W), all uint8."""
     channels, height, width = samples.shape[1:]
     gap = torch.full((channels, height, GAP), 255, dtype=torch.uint8)
     line = torch.full((channels, ROW_GAP, width * (1 + neighbours.shape[1]) + GAP), 255, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Images of another kind than those trained on: sets on disk, and made-up ones that need nothing; all are uint8."""
+"""Out-of-distribution images: sets on disk, and synthetic ones that need no files; all are uint8."""
 from __future__ import annotations
 
 import warnings
@@ -21,37 +21,37 @@ Shape = tuple[int, int, int]
 
 
 def constant(images: Tensor, *, seed: int) -> Tensor:
-    """One random colour all over, each of images' shape (n, C, H, W)."""
+    """Images of one random colour each, of the images' shape (n, C, H, W)."""
     colours = torch.randint(256, (*images.shape[:2], 1, 1), generator=generator("cpu", seed, "constant"), dtype=torch.uint8)
     return colours.expand(images.shape).contiguous()
 
 
 def uniform(images: Tensor, *, seed: int) -> Tensor:
-    """Every value equally likely at every pixel, (n, C, H, W)."""
+    """Independent uniform pixels, (n, C, H, W)."""
     return torch.randint(256, images.shape, generator=generator("cpu", seed, "uniform"), dtype=torch.uint8)
 
 
 def gaussian(images: Tensor, *, seed: int) -> Tensor:
-    """White noise of the images' mean and standard deviation, (n, C, H, W)."""
+    """White noise with the images' mean and standard deviation, (n, C, H, W)."""
     noise = torch.randn(images.shape, generator=generator("cpu", seed, "gaussian"))
     return (images.float().mean() + images.float().std() * noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def shuffled(images: Tensor, *, seed: int) -> Tensor:
-    """The images with each one's pixels in a random order, (n, C, H, W)."""
+    """The images with their pixels in random order, (n, C, H, W)."""
     places = torch.rand(len(images), 1, images[0, 0].numel(), generator=generator("cpu", seed, "shuffled")).argsort(2)
     return images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1)).view(images.shape)
 
 
 def shapes(images: Tensor, *, seed: int) -> Tensor:
-    """The embedded coloured shapes, drawn at the images' size, (n, 3, H, W)."""
+    """The coloured shapes of ebm.data.shapes at the images' size, (n, 3, H, W)."""
     count, _, height, width = images.shape
     source = embedded(count=count, size=max(height, width, 8), seed=seed_of(seed, "outliers"))
     return torch.from_numpy(np.stack([*source.images()])).permute(0, 3, 1, 2)[:, :, :height, :width].contiguous()
 
 
 def blurred(images: Tensor, *, seed: int) -> Tensor:
-    """The images at a quarter of their height and width, enlarged again, (n, C, H, W): simpler ones of the same colours."""
+    """The images at a quarter of their height and width, enlarged again, (n, C, H, W)."""
     small = F.adaptive_avg_pool2d(images.float(), (-(-images.shape[2] // 4), -(-images.shape[3] // 4)))
     return F.interpolate(small, images.shape[2:], mode="bilinear").round().to(torch.uint8)
 
@@ -73,10 +73,10 @@ STANDARD: dict[str, tuple[str, dict[str, Any]]] = {  # name: (class in torchvisi
 def load_standard(name: str, root: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
     """At most ``count`` images of a published test set, (n, *shape) uint8, fitted to ``shape`` (C, H, W).
 
-    Nothing is downloaded: raises FileNotFoundError, with the command for a node with a network, unless torchvision finds it
-    intact in the folder ``root``. Which images are taken depends on (seed, name): DTD's come sorted by kind.
+    Nothing is downloaded: raises FileNotFoundError, with the command that downloads it, unless torchvision finds it intact in
+    the folder ``root``. The selection depends on (seed, name), as DTD is sorted by class.
     """
-    from torchvision import datasets  # here: it takes a second and 160 MB, which a login node need not spend
+    from torchvision import datasets  # here: it takes a second and 160 MB
 
     kind, arguments = STANDARD[name]
     told = ", ".join([repr(str(root)), *(f"{key}={value!r}" for key, value in arguments.items()), "download=True"])
@@ -95,7 +95,7 @@ def load_standard(name: str, root: str | Path, *, count: int, shape: Shape, seed
 
 def read_set(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor:
     """At most ``count`` images of a .beton, an .npz with `images` or a folder of pictures, (n, *shape) uint8, fitted to
-    ``shape`` (C, H, W); which ones depends on the seed. Raises FileNotFoundError or ValueError where there are none."""
+    ``shape`` (C, H, W); the selection depends on the seed. Raises FileNotFoundError or ValueError where there are none."""
     path = Path(path)
     source = generator("cpu", seed, "outliers", path.name)
     if path.suffix == ".beton":
@@ -115,7 +115,7 @@ def read_set(path: str | Path, *, count: int, shape: Shape, seed: int) -> Tensor
 
 
 def fit(image: Image.Image, shape: Shape) -> Tensor:
-    """The picture cut to the proportions of ``shape`` (3, H, W) about its centre and resized where it must be, uint8."""
+    """The picture cropped about its centre to the proportions of ``shape`` (3, H, W) and resized if needed, uint8."""
     _, height, width = shape
     image = image.convert("RGB")
     if image.size != (width, height):

@@ -1,5 +1,5 @@
-"""Telling outliers from images like those trained on: what a model says of an image at several noise levels, how unlike the
-training images that is, and how well it separates two sets."""
+"""Out-of-distribution detection: energies and score norms of an image at several noise levels, their distance from those of
+training images, and how well it separates two sets."""
 from __future__ import annotations
 
 import math
@@ -16,15 +16,15 @@ from ebm.model import ScoreModel, has_energy, sigma_of
 from ebm.nets.derivatives import joint_gradient
 
 Array = NDArray[np.float64]
-ACCEPTED = 0.95  # share of the inliers that is let through where outliers' is read
+ACCEPTED = 0.95  # true positive rate at which the false positive rate is measured
 
 
 @torch.no_grad()
 def readings(model: ScoreModel, x: Tensor, *, levels: Sequence[float]) -> dict[str, Array]:
     """``norms`` σ ‖s(x, σ)‖/√d and, where the model has an energy, ``energies`` E(x, σ), each (B, levels) for x (B, C, H, W).
 
-    x is read as it is: one draw of noise would hide what images differ by at large σ. The vector of score norms is that of
-    Mahmood et al. 2021 (MSMA, arXiv 2010.13132).
+    No noise is added to x, as it would hide the differences of images at large σ. The vector of score norms is that of Mahmood
+    et al. 2021 (MSMA, arXiv 2010.13132).
     """
     energies, norms = [], []
     for sigma in levels:
@@ -40,7 +40,7 @@ def readings(model: ScoreModel, x: Tensor, *, levels: Sequence[float]) -> dict[s
 
 @dataclass(frozen=True, kw_only=True)
 class Typical:
-    """Mean and covariance of training images' readings at all levels: what lies far from them is not typical, whether its
+    """Mean and covariance of the readings of training images at all levels: images far from them are atypical, whether their
     energy is too high or too low (Nalisnick et al. 2019, arXiv 1906.02994, for likelihoods)."""
 
     mean: Array  # (K,)
@@ -50,8 +50,8 @@ class Typical:
 
     @classmethod
     def fit(cls, readings: Array) -> Typical:
-        """Of (n, K) finite readings, their correlation drawn towards none by as much as its own sampling error says (Ledoit &
-        Wolf 2004); raises ValueError below 8 images, for no spread and for what is not finite."""
+        """The fit to finite readings (n, K), with the correlation shrunk towards the identity according to its sampling error
+        (Ledoit & Wolf 2004); raises ValueError for fewer than 8 images, zero variance and readings that are not finite."""
         count, levels = readings.shape
         if count < 8 or not np.isfinite(readings).all():
             wrong = f"{count} of them" if count < 8 else "one that is not finite"
@@ -67,11 +67,11 @@ class Typical:
         return cls(mean=mean, deviation=deviation, correlation=share * np.eye(levels) + (1 - share) * sample, shrinkage=share)
 
     def standard(self, readings: Array) -> Array:
-        """(n, K) readings in training images' standard deviations from their mean."""
+        """Readings (n, K), standardised by the mean and standard deviation of training images."""
         return (readings - self.mean) / self.deviation
 
     def distance(self, readings: Array) -> Array:
-        """Mahalanobis' distance of (n, K) readings, (n,); infinite where one of them is not finite."""
+        """Mahalanobis distance (n,) of readings (n, K); infinite where one of them is not finite."""
         z = self.standard(readings)
         finite = np.isfinite(z).all(1)
         square = np.full(len(z), np.inf)
@@ -83,26 +83,26 @@ class Typical:
 def auroc(inliers: Array, outliers: Array) -> float:
     """Share of pairs in which the outlier scores higher, (n,), (m,) -> [0, 1], ties counted half (Mann & Whitney 1947).
 
-    Below ½ the outliers look more like the training images than others of their kind do; it is never turned round.
+    Below ½ the outliers look more like training images than the inliers do; it is never replaced by 1 minus itself.
     """
     return float(_above(inliers, outliers).mean())
 
 
 def auroc_stderr(inliers: Array, outliers: Array) -> float:
-    """The standard error of `auroc` from both sets' finite numbers (DeLong et al. 1988)."""
+    """The standard error of `auroc` due to the finite size of both sets (DeLong et al. 1988)."""
     parts = _above(inliers, outliers), 1 - _above(outliers, inliers)
     return math.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)) if min(map(len, parts)) > 1 else math.nan
 
 
 def fpr95(inliers: Array, outliers: Array) -> float:
-    """Share of outliers that are accepted where 95 % of the inliers are (Liang et al. 2018, ODIN), the lower the better:
-    with inliers (n,), those that score no more than the ⌈0.95 n⌉-th lowest of them."""
+    """False positive rate at 95 % true positive rate (Liang et al. 2018, ODIN), the lower the better: the share of outliers
+    that score no more than the ⌈0.95 n⌉-th lowest of the inliers (n,)."""
     threshold = np.sort(inliers)[math.ceil(ACCEPTED * len(inliers)) - 1]
     return float((outliers <= threshold).mean())
 
 
 def _above(low: Array, high: Array) -> Array:
-    """For each of ``high`` (m,) the share of ``low`` (n,) below it, ties half."""
+    """For each of ``high`` (m,), the share of ``low`` (n,) below it, ties counted half."""
     ordered = np.sort(_ranked(low))
     below, up_to = (np.searchsorted(ordered, _ranked(high), side=side) for side in ("left", "right"))
     share: Array = (below + up_to) / (2 * len(ordered))
@@ -110,6 +110,6 @@ def _above(low: Array, high: Array) -> Array:
 
 
 def _ranked(scores: Any) -> Array:
-    """Scores without NaN: an image of which a model can't say anything is an outlier to it."""
+    """Scores with NaN replaced by infinity: an image that a model can't score is an outlier."""
     clean: Array = np.where(np.isnan(scores), np.inf, scores)
     return clean

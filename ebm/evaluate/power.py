@@ -1,4 +1,4 @@
-"""What a computation costs on its device: seconds and, where a GPU tells, joules."""
+"""The cost of a computation: passes through the network, seconds and, where a GPU reports it, energy."""
 from __future__ import annotations
 
 import importlib
@@ -17,7 +17,7 @@ NEEDS = "nvidia-ml-py: not installed; joules need pip install -e '.[evaluate]'"
 
 @dataclass(kw_only=True)
 class Usage:
-    """Seconds and joules of a block that has ended; joules are None where no device told them."""
+    """Seconds and joules of a block that has ended; joules are None where the device reports none."""
 
     seconds: float = 0.0
     joules: float | None = None
@@ -25,7 +25,7 @@ class Usage:
 
 @dataclass(kw_only=True)
 class Passes:
-    """How often a network was called, and how often a gradient was taken through it: an energy's score costs both."""
+    """Numbers of forward and backward passes through a network; the score of an energy takes one of each."""
 
     forward: int = 0
     backward: int = 0
@@ -33,7 +33,7 @@ class Passes:
     @classmethod
     @contextmanager
     def counted(cls, network: nn.Module) -> Iterator[Passes]:
-        """Counts within the block."""
+        """Counts the passes within the block."""
         passes = cls()
 
         def count(_network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -49,7 +49,7 @@ class Passes:
 
 @contextmanager
 def measure_usage(device: torch.device, counter: Counter) -> Iterator[Usage]:
-    """Measures the block: the device's work is waited for on both sides, since a GPU is given work and not waited for."""
+    """Measures the block, and waits for the device before and after, as GPU work is asynchronous."""
     spent = Usage()
     synchronize(device)
     before, start = counter(), time.perf_counter()
@@ -60,15 +60,15 @@ def measure_usage(device: torch.device, counter: Counter) -> Iterator[Usage]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Returns when the device has done all that it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def joule_counter(device: torch.device) -> tuple[Counter, str]:
-    """The counter of all joules that the device has taken, and why it tells none where it doesn't."""
+    """The counter of the joules that the device has used, and the reason where it reports none."""
     if device.type != "cuda":
-        return no_counter, f"a {device.type} doesn't tell"
+        return no_counter, f"a {device.type} reports no energy"
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
@@ -77,17 +77,17 @@ def joule_counter(device: torch.device) -> tuple[Counter, str]:
 
 
 def gpu_counter(nvml: Any, uuid: str) -> tuple[Counter, str]:
-    """The whole board's counter by NVML (``nvml``, its Python module), of the GPU ``uuid``: its number may differ there.
+    """The energy counter of the board with this ``uuid``, by NVML (``nvml``, its Python module), whose numbering may differ.
 
-    It counts millijoules since the driver was loaded (NVML, nvmlDeviceGetTotalEnergyConsumption), from Volta on, not for a part
-    of a GPU (MIG), and moves every 20 to 100 ms, so that shorter blocks are not told truly.
+    It counts millijoules since the driver was loaded (NVML, nvmlDeviceGetTotalEnergyConsumption), on Volta and later and not
+    for parts of a GPU (MIG). It is updated every 20 to 100 ms, so that shorter blocks are not measured accurately.
     """
     try:
         nvml.nvmlInit()
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except nvml.NVMLError as error:
-        return no_counter, f"the GPU doesn't tell ({error})"
+        return no_counter, f"the GPU reports no energy ({error})"
 
     def joules() -> float | None:
         try:
@@ -99,10 +99,10 @@ def gpu_counter(nvml: Any, uuid: str) -> tuple[Counter, str]:
 
 
 def no_counter() -> None:
-    """The counter of a device that doesn't tell."""
+    """Counter for devices that report no energy."""
 
 
 def total(joules: list[float | None]) -> float | None:
-    """The sum of several devices' or batches' joules; None if one of them wasn't told, since the rest would pass for all."""
+    """The sum of the joules of several devices or batches; None if one is missing, as the rest would pass for the whole."""
     told = [one for one in joules if one is not None]
     return sum(told) if joules and len(told) == len(joules) else None

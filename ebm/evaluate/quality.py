@@ -1,4 +1,4 @@
-"""How near a set of images is to real ones, in a feature space: torch-fidelity's figures, each under the name it has earned."""
+"""Sample quality in a feature space: torch-fidelity's figures, under their published names only in the published features."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ebm.evaluate.extractors import Extractor, check_images, import_fidelity
 from ebm.randomness import generator, seed_of
 
-Rows = Mapping[str, NDArray[Any]]  # "features" (n, D), for Inception "logits" (n, classes), and what was made of them
+Rows = Mapping[str, NDArray[Any]]  # "features" (n, D), for Inception "logits" (n, classes), and statistics of them
 
 FIGURES = ("fid", "kid", "is", "precision_recall")
 BLOCK = 2000  # rows of distances held at once
@@ -22,12 +22,12 @@ BLOCK = 2000  # rows of distances held at once
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Which figures, and their settings, all of which they depend on; ``figures`` None: all that the extractor allows.
+    """The figures to compute and their settings; ``figures`` None: all that the extractor allows.
 
     fid: Fréchet distance of Gaussians fitted to features (Heusel et al. 2017, arXiv 1706.08500). kid: squared maximum mean
     discrepancy, cubic kernel, mean over ``kid_subsets`` subsets (Bińkowski et al. 2018, arXiv 1801.01401). is: Salimans et al.
-    2016, arXiv 1606.03498, mean over ``splits``. precision_recall: the share inside the other set's balls, each reaching to
-    the neighbour of number ``neighbourhood`` (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+    2016, arXiv 1606.03498, mean over ``splits``. precision_recall: the shares inside the other set's balls, whose radius is
+    the distance to the neighbour number ``neighbourhood`` (Kynkäänniemi et al. 2019, arXiv 1904.06991).
     """
 
     figures: Sequence[str] | None
@@ -35,24 +35,25 @@ class Comparison:
     kid_subset_size: int
     neighbourhood: int
     splits: int
-    halves: int  # random halves of the samples, whose spread is the Fréchet distance's standard error; 0: none
+    halves: int  # random halves of the samples, for the standard error of the Fréchet distance; 0: none
     seed: int
 
     def __post_init__(self) -> None:
         if self.figures is not None and (not self.figures or not set(self.figures) <= set(FIGURES)):
-            raise ValueError(f"figures: {self.figures!r} is not accepted; a list of {', '.join(FIGURES)}, or null for all")
+            raise ValueError(f"figures: {self.figures!r} is not accepted; it must be a list of {', '.join(FIGURES)}, "
+                             "or null for all")
         for key, least in (("kid_subsets", 1), ("kid_subset_size", 2), ("neighbourhood", 1), ("splits", 1), ("halves", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not accepted; it must be at least {least}")
         if self.halves == 1:
-            raise ValueError("halves: 1 is not accepted; a spread needs 2, and 0 leaves the standard error out")
+            raise ValueError("halves: 1 is not accepted; a standard error needs 2, and 0 omits it")
 
     def selected(self, extractor: Extractor) -> list[str]:
         """The figures asked for; raises ValueError for an Inception score of another network."""
         if self.figures is None:
             return [name for name in FIGURES if name != "is" or extractor.published]
         if "is" in self.figures and not extractor.published:
-            raise ValueError(f"figures: 'is' is not accepted; {extractor.name} has not Inception's classes")
+            raise ValueError(f"figures: 'is' is not accepted; {extractor.name} does not have Inception's classes")
         return [name for name in FIGURES if name in self.figures]
 
     def check(self, *, n: int, count: int, extractor: Extractor) -> None:
@@ -78,7 +79,7 @@ class Comparison:
         return values
 
     def frechet(self, samples: Rows, reference: Rows, _: torch.device) -> dict[str, float]:
-        """The distance, and its standard error from half-samples: their variance is that of the whole (Shao & Wu 1989)."""
+        """The distance and its standard error, by half-samples, whose variance equals that of the estimate (Shao & Wu 1989)."""
         from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
         real = {key: reference[key] for key in ("mu", "sigma")} if "mu" in reference else statistics(reference)
@@ -93,9 +94,9 @@ class Comparison:
         return found
 
     def kernel(self, samples: Rows, reference: Rows, _: torch.device) -> dict[str, float]:
-        """The discrepancy, and, where subsets of m of n images overlap by no more than half, a bound on its standard error.
+        """The discrepancy and, for subsets of at most half of the n images, a bound on its standard error.
 
-        Subsets drawn without repetition vary by s²/m · (1 − m/n), so that s²/n, what is asked for, is m/(n − m) times that.
+        Subsets of m drawn without replacement have the variance s²/m · (1 − m/n), so that s²/n is m/(n − m) times that.
         """
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
@@ -106,7 +107,7 @@ class Comparison:
         return {"kid": made[KEY_METRIC_KID_MEAN], **error}
 
     def inception(self, samples: Rows, _: Rows, __: torch.device) -> dict[str, float]:
-        """The score, and the standard error of its mean over the splits."""
+        """The score and the standard error of its mean over the splits."""
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
         made = isc_features_to_metric(to_tensor(samples, "logits"), self.splits, True, self.library_seed)
@@ -114,7 +115,7 @@ class Comparison:
         return {"is": made[KEY_METRIC_ISC_MEAN], **error}
 
     def precision_recall(self, samples: Rows, reference: Rows, device: torch.device) -> dict[str, float]:
-        """Shares in [0, 1], of equally many of both sets, drawn from the larger one: they depend on either's number."""
+        """Precision and recall in [0, 1], of sets of equal size, on which they depend: the larger is subsampled."""
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
         fewer = min(len(samples["features"]), len(reference["features"]))
@@ -125,19 +126,19 @@ class Comparison:
 
     @property
     def library_seed(self) -> int:
-        """For numpy's old generator, which the library uses."""
+        """Seed for numpy's legacy generator, which the library uses."""
         return seed_of(self.seed, "quality") % 2**32
 
     @property
     def measure(self) -> dict[str, Any]:
-        """What must be equal for two figures to compare, besides the image sets and the extractor."""
+        """What two figures must share to be comparable, besides the image sets and the extractor."""
         library = f"torch-fidelity {import_fidelity().__version__}"
         keys = ("kid_subsets", "kid_subset_size", "neighbourhood", "splits", "halves", "seed")
         return {"library": library, **{key: getattr(self, key) for key in keys}}
 
 
 def figure_name(key: str, extractor: Extractor) -> str:
-    """A figure's name: the published one only in the published features, so that nothing else is ever called FID."""
+    """The name of a figure: the published one in the published features alone, so that nothing else is called FID."""
     if extractor.published:
         return key
     figure, _, error = key.partition("_")
@@ -154,12 +155,12 @@ def statistics(rows: Rows) -> dict[str, NDArray[np.float64]]:
 
 
 def subsample(rows: Tensor, count: int, *, seed: int) -> Tensor:
-    """``count`` of the rows, without repetition, in their order."""
+    """``count`` of the rows, drawn without replacement, in their order."""
     return rows[torch.randperm(len(rows), generator=generator("cpu", seed, "precision_recall"))[:count].sort().values]
 
 
 def to_tensor(rows: Rows, key: str = "features") -> Tensor:
-    """One kind of rows, (n, D), on the CPU."""
+    """One array of the rows as a tensor, (n, D), on the CPU."""
     return torch.from_numpy(np.ascontiguousarray(rows[key]))
 
 
@@ -177,9 +178,9 @@ def features_of(images: Tensor, *, extractor: Extractor, batch: int, progress: b
 def quality_of(
     images: Tensor, reference: Tensor | Rows, *, extractor: Extractor, comparison: Comparison, batch: int, progress: bool
 ) -> dict[str, float]:
-    """The figures of any images, uint8 (n, 3, H, W), against real ones, or against those ones' features.
+    """The figures of images, uint8 (n, 3, H, W), against real images or their features.
 
-    Raises ValueError for other images, or too few, before any work.
+    Raises ValueError for other images or too few, before any work.
     """
     real = len(reference) if isinstance(reference, Tensor) else len(reference["features"])
     comparison.check(n=len(images), count=real, extractor=extractor)

@@ -1,4 +1,4 @@
-"""Sets of real images that samples are compared with, each known by the hash of its images; and their features, kept."""
+"""Sets of real images that samples are compared with, identified by the hash of their images, and files of their features."""
 from __future__ import annotations
 
 import functools
@@ -34,18 +34,18 @@ class ImageSet:
     sha256: str
     count: int
     shape: tuple[int, int, int]
-    place: Path  # the folder beside whose files it lies
+    place: Path  # the folder that holds it
     pixels: Pixels
 
     def choice(self, count: int | None, *, seed: int) -> NDArray[np.int64]:
-        """Indices of ``count`` of the images, drawn without repetition, in order; all for None.
+        """Indices of ``count`` of the images, drawn without replacement, in order; all for None.
 
-        Drawn, since the first ones may all be of one class. Raises ValueError where there are fewer.
+        Drawn at random, as the first may all be of one class. Raises ValueError where there are fewer.
         """
         if count is None or count == self.count:
             return np.arange(self.count)
         if not 0 < count < self.count:
-            raise ValueError(f"{count!r} images are not to be had; {self.name} has {self.count}")
+            raise ValueError(f"{count!r} is not accepted; {self.name} has {self.count} images")
         chosen = torch.randperm(self.count, generator=generator("cpu", seed, "reference", self.sha256))[:count]
         return chosen.sort().values.numpy()
 
@@ -58,9 +58,9 @@ def dataset_images(data: Dataset) -> ImageSet:
 
 @functools.lru_cache(maxsize=2)
 def read_image_set(path: str, *, size: int) -> ImageSet:
-    """The images at ``path``: a .beton, an .npz (its only array, or FILE:KEY), or a folder, cut and resized to ``size``.
+    """The images at ``path``: a .beton, an .npz (its only array, or FILE:KEY), or a folder, cropped and resized to ``size``.
 
-    Raises FileNotFoundError, or ValueError for what holds no uint8 images of three channels.
+    Raises FileNotFoundError, or ValueError for anything but uint8 images of three channels.
     """
     if path.endswith(".beton"):
         return dataset_images(Dataset.open(path))
@@ -94,10 +94,10 @@ def array_images(images: NDArray[np.uint8], *, name: str, place: Path) -> ImageS
 
 
 def load_features(path: Path, *, count: int) -> Rows | None:
-    """What `keep` wrote, with ``count`` finite features; None where it is absent or damaged."""
+    """The rows that `save_features` wrote, with ``count`` finite features; None where they are absent or damaged."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # numpy leaves a damaged one open
-            rows = {key: content[key] for key in content.files}  # reads all, so that its checksums are held
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # numpy leaves damaged files open
+            rows = {key: content[key] for key in content.files}  # reads all, which verifies the checksums
         whole = rows["features"].shape[0] == count and np.isfinite(rows["features"]).all()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
@@ -105,7 +105,7 @@ def load_features(path: Path, *, count: int) -> Rows | None:
 
 
 def save_features(path: Path, rows: Rows) -> None:
-    """Writes features and what was made of them; a file that is there is whole. Raises OSError where it can't."""
+    """Writes features and their statistics atomically; raises OSError where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **rows)  # type: ignore[arg-type]  # numpy's stub takes a name for its own flag

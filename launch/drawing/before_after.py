@@ -1,4 +1,4 @@
-"""One picture of what a task did: a row for each image, a column for each of its states, and a number for how near it came."""
+"""The picture of a task's results, with a row for each image and a column for each version of it, and their PSNR."""
 from __future__ import annotations
 
 import io
@@ -8,12 +8,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-ROWS, EDGE, GAP, HEAD = 16, 96, 4, 16  # rows at most; pixels of a tile at least, between tiles, and of the captions
+ROWS, EDGE, GAP, HEAD = 16, 96, 4, 16  # maximum rows; pixels of a tile (minimum), between tiles, and of the captions
 PAPER = 255
 
 
 def before_after(columns: list[tuple[str, Tensor]]) -> bytes:
-    """A PNG of captioned columns, each uint8 (K, C, H, W), enlarged so that they can be looked at."""
+    """A PNG of captioned columns, each uint8 (K, C, H, W), enlarged for viewing."""
     height, width = columns[0][1].shape[2:]
     scale = max(1, -(-EDGE // height))
     count = min(ROWS, len(columns[0][1]))
@@ -34,7 +34,7 @@ def before_after(columns: list[tuple[str, Tensor]]) -> bytes:
 
 
 def psnr(images: Tensor, originals: Tensor) -> list[float]:
-    """Peak signal-to-noise ratio of each image, in dB: uint8 (K, C, H, W) twice; at most that of rounding, 59."""
+    """Peak signal-to-noise ratio of each image in dB, uint8 (K, C, H, W) twice; at most 59, that of rounding."""
     error = (images.double() - originals.double()).square().flatten(1).mean(1)
     decibels: list[float] = (10 * torch.log10(255**2 / error.clamp(min=1 / 12))).tolist()
     return [round(value, 3) for value in decibels]

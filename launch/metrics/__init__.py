@@ -1,1 +1,1 @@
-"""Metrics: each measures a trained run by its settings in configs/metric/ and gives figures with their protocol."""
+"""Metrics: each measures a trained run by its settings in configs/metric/ and returns figures with their protocol."""

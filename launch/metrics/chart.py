@@ -1,4 +1,4 @@
-"""The pictures of metrics: matplotlib without its global state, and the bytes of a picture."""
+"""Figures of metrics, drawn with matplotlib without its global state."""
 from __future__ import annotations
 
 import io
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def charting() -> Any:
-    """Matplotlib's Figure; raises ValueError that names the cure where it isn't installed."""
+    """Matplotlib's Figure; raises ValueError with the command that installs it where it is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What one image costs: passes through the network, seconds, and joules where the device tells them."""
+"""The cost of one image: passes through the network, seconds, and joules where the device reports them."""
 from __future__ import annotations
 
 import math
@@ -29,7 +29,7 @@ class Cost:
     of_samples: ClassVar[bool] = True
 
     def check(self, work: Work) -> None:
-        """Raises ValueError for unusable settings, and for images of which nobody knows how they were drawn."""
+        """Raises ValueError for unusable settings and for images of unknown origin."""
         whole(0, warmup=self.warmup)
         whole(1, batches=self.batches)
         if str(work.cfg.samples).endswith(".npz"):
@@ -37,8 +37,8 @@ class Cost:
                              "from any sampler")
 
     def __call__(self, work: Work) -> Figures | None:
-        """The figures on rank 0, whose device alone is measured, while the others wait."""
-        subject = work.samples().subject  # before the clock is read, so that all processes are through with them
+        """The figures, on rank 0, whose device alone is measured while the others wait."""
+        subject = work.samples().subject  # before the measurement, so that all processes have finished drawing
         if not work.world.is_main:
             return None
         counter, reason = joule_counter(work.pipeline.device)
@@ -61,7 +61,7 @@ class Cost:
 
 
 def per_image(spent: Sequence[Usage], batch: int) -> dict[str, Any]:
-    """Mean seconds and joules of an image in batches of ``batch``, with standard errors where there are several batches."""
+    """Mean seconds and joules per image for batches of ``batch``; with several batches, the standard error of the time."""
     seconds = [one.seconds / batch for one in spent]
     values = {"seconds_per_image": statistics.fmean(seconds), "images_per_s": 1 / statistics.fmean(seconds)}
     if len(spent) > 1:

@@ -1,4 +1,4 @@
-"""Bits per dimension in one forward pass, of an energy whose slope in σ was trained, and how well that slope is known."""
+"""Bits per dimension in one forward pass, for energies whose slope in σ was trained, and the error of that slope."""
 from __future__ import annotations
 
 import math
@@ -24,7 +24,7 @@ from launch.metrics.likelihood import DEQUANTISED, choose_images, select_set
 
 @dataclass(frozen=True, kw_only=True)
 class Density:
-    """Negative log-density of ``images`` of a ``set`` as the energy tells it; see configs/metric/density.yaml."""
+    """Negative log-density of ``images`` of a ``set`` by the normalised energy; see configs/metric/density.yaml."""
 
     set: str
     images: int
@@ -37,11 +37,11 @@ class Density:
     of_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max)  # refuses what is no range
+        LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max)  # checks the range
 
     def check(self, work: Work) -> None:
-        """Raises ValueError for an energy known only up to a function of σ, levels it was not trained at, images that are not
-        there and unusable numbers."""
+        """Raises ValueError for an energy known only up to a function of σ, levels outside the training range, missing images
+        and unusable numbers."""
         objective = str(work.run_config.objective._target_).rsplit(".", 1)[-1]
         if objective != "DualScoreMatching" or not isinstance(work.pipeline.model, Energy):
             raise ValueError(f"metric.density: a run trained by {objective} is not accepted; its energy is known only up to a "
@@ -57,7 +57,7 @@ class Density:
                 raise ValueError(f"{key}: {sigma} is not accepted; the run was trained at σ from {low:.3g} to {high:.3g}")
 
     def __call__(self, work: Work) -> Figures | None:
-        """The figures on rank 0; images are read by all processes."""
+        """The figures, on rank 0; all processes share the work."""
         data, pipeline, seed = select_set(self.set, work), work.pipeline, work.pipeline.seed
         model, indices = pipeline.model, choose_images(data, self.images, seed=seed)
         assert isinstance(model, Energy)
@@ -72,7 +72,7 @@ class Density:
         return self.make_figures(work, data, indices, rows, normalised) if work.world.is_main else None
 
     def fit_constant(self, work: Work, model: Energy) -> Normalised:
-        """The constant, from training images."""
+        """The normalising constant and the error of the slope, from training images."""
         seed, device = work.pipeline.seed, work.pipeline.device
         indices = choose_images(work.train, self.anchors, seed=seed)
 
@@ -90,7 +90,7 @@ class Density:
                               entropy=entropy(spectrum(x), d=x.shape[1], sigma=self.sigma_max))
 
     def make_figures(self, work: Work, data: Dataset, indices: list[int], rows: Rows, fit: Normalised) -> Figures:
-        """The figures: bits as the energy tells them, and with the correction that its slope asks for."""
+        """The figures: bits per dimension without and with the correction for the error of the slope."""
         d = math.prod(work.pipeline.shape)
         per_dim, nll = d * math.log(2), rows["energy"] + fit.constant
         bits = bits_per_dim(nll, d=d)

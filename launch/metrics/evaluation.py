@@ -1,4 +1,4 @@
-"""What a metric is given and what it gives back, and the record of it: a figure never goes without its protocol."""
+"""The input and output of a metric, and its record, which keeps figures together with their protocol."""
 from __future__ import annotations
 
 import hashlib
@@ -29,37 +29,37 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a metric has found: numbers by name, and all that must be equal for two of them to compare."""
+    """The results of a metric: numbers by name, and all settings that two of them must share to be comparable."""
 
     values: dict[str, float]
     measure: dict[str, Any]
-    details: dict[str, Any] = field(default_factory=dict)  # curves and lists, for whoever looks closer
+    details: dict[str, Any] = field(default_factory=dict)  # curves and lists, for closer inspection
     pictures: dict[str, bytes] = field(default_factory=dict)  # PNG, by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Images drawn from the run, uint8 (n, C, H, W) on the CPU, and how they came about."""
+    """Images drawn from the run, uint8 (n, C, H, W) on the CPU, and their protocol."""
 
     images: Tensor
     subject: dict[str, Any]
 
 
 class Metric(Protocol):
-    """A way to measure a run; ``of_samples`` says whether its figures depend on the sampler."""
+    """A measurement of a run; ``of_samples``: whether its figures depend on the sampler."""
 
     of_samples: ClassVar[bool]
 
     def check(self, work: Work) -> None:
-        """Raises ValueError or OSError, before any work, for what can't be."""
+        """Raises ValueError or OSError, before any work, for unusable settings or input."""
 
     def __call__(self, work: Work) -> Figures | None:
-        """Measures, on every process; the figures on rank 0."""
+        """Measures, on every process; returns the figures on rank 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A trained run with its data, and the processes that measure it."""
+    """A trained run with its data and the processes that measure it."""
 
     pipeline: Pipeline
     world: World
@@ -69,17 +69,17 @@ class Work:
     held_out: Dataset | None
     n: int
     batch: int
-    stem: str = ""  # of the record at hand
-    kept: dict[str, Any] = field(default_factory=dict)  # made once for all metrics: see `once`
+    stem: str = ""  # the file name of the current record
+    kept: dict[str, Any] = field(default_factory=dict)  # shared by all metrics: see `once`
 
     @property
     def given(self) -> bool:
-        """Whether the samples are those of a file, whoever drew them."""
+        """Whether the samples are read from a file."""
         return str(self.cfg.samples).endswith(".npz")
 
     @property
     def subject(self) -> dict[str, Any]:
-        """What is measured."""
+        """The description of the measured model in records."""
         pipeline, rule = self.pipeline, OmegaConf.to_container(self.run_config.average.rules[self.cfg.ema], resolve=True)
         return {"run": str(self.cfg.run), "step": pipeline.step, "images": pipeline.step * self.run_config.budget.batch,
                 "checkpoint": pipeline.checkpoint, "ema": self.cfg.ema, "ema_rule": rule, "seed": pipeline.seed,
@@ -87,15 +87,15 @@ class Work:
 
     @property
     def batches(self) -> Path:
-        """Folder of the batches computed for the record at hand, kept until that is written."""
+        """The folder of the batches computed for the current record, kept until that is written."""
         return Path(self.cfg.out) / f".{self.stem}"
 
     def samples(self) -> Samples:
-        """The run's samples, drawn by all processes unless they were before; the same whatever their number."""
+        """The run's samples, drawn by all processes unless they exist; independent of the number of processes."""
         return self.once("samples", lambda: load_samples(Path(self.cfg.samples), self) if self.given else draw_samples(self))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What ``make`` gives, made at the first call for this ``name``: extractors are large, and folders read whole."""
+        """The result of ``make``, called once for each ``name``, as extractors and image folders are large."""
         if name not in self.kept:
             self.kept[name] = make()
         found: T = self.kept[name]
@@ -129,7 +129,7 @@ def draw_samples(work: Work) -> Samples:
     with checking(world):
         if about.get("not_finite"):
             raise ValueError(f"samples: {about['not_finite']} of {work.n} are not finite (NaN or infinite), and no figure of "
-                             f"them would mean anything; python launch/diagnose.py run={cfg.run} says why")
+                             f"them would be meaningful; python launch/diagnose.py run={cfg.run} says why")
     with np.load(protocol.with_suffix(".npz")) as content:
         images = torch.from_numpy(content["images"]).permute(0, 3, 1, 2).contiguous()
     keys = ("sampler", "settings", "n", "seed", "batch", "nfe", "gradients", "seconds", "joules")
@@ -147,7 +147,7 @@ def is_current(protocol: Path, work: Work) -> bool:
 
 
 def load_samples(path: Path, work: Work) -> Samples:
-    """The first n images of a file; raises ValueError unless it holds as many, of the run's size."""
+    """The first n images of a file; raises ValueError for fewer or for another size."""
     with checking(work.world):
         images = read_images(path, count=work.n, shape=work.pipeline.shape)
     sha256 = hashlib.sha256(images.numpy().tobytes()).hexdigest()
@@ -155,11 +155,11 @@ def load_samples(path: Path, work: Work) -> Samples:
 
 
 def read_images(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tensor:
-    """The first ``count`` images of an .npz, uint8 (count, C, H, W); raises ValueError unless it has so many of ``shape``."""
+    """The first ``count`` images of an .npz, uint8 (count, C, H, W); raises ValueError for fewer or for another ``shape``."""
     try:
         try:
             _, images = array_in(path, "images")
-        except MissingArrayError:  # numpy's name for a first array without one, as in samples of guided-diffusion
+        except MissingArrayError:  # numpy's name for an unnamed first array, as in samples of guided-diffusion
             _, images = array_in(path, "arr_0")
     except (OSError, ValueError) as error:
         raise ValueError(f"samples: {path} is not accepted; it must be an .npz with `images`, uint8 (n, H, W, C): "
@@ -174,12 +174,12 @@ def read_images(path: Path, *, count: int, shape: tuple[int, int, int]) -> Tenso
 
 
 def write_record(work: Work, metric: str, figures: Figures, *, of_samples: bool) -> Path:
-    """Writes a metric's pictures and, last, its record; a record that is there is whole."""
+    """Writes a metric's pictures and then, atomically, its record; the record's path."""
     folder, stem = Path(work.cfg.out), work.stem
     for name, content in figures.pictures.items():
         write_atomically(folder / f"{stem}-{name}.png", content)
     subject = work.subject | (work.samples().subject if of_samples else {})
-    if of_samples and work.given:  # nobody knows whether they are of this checkpoint
+    if of_samples and work.given:  # they may be of another checkpoint
         subject = {key: value for key, value in subject.items() if key in ("run", "device", "version", *work.samples().subject)}
     if "precision" in figures.measure:
         subject["precision"] = figures.measure["precision"]

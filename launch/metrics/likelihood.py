@@ -1,4 +1,4 @@
-"""Bits per dimension by the probability-flow ODE, with what they owe to chance."""
+"""Bits per dimension by the probability-flow ODE, with standard errors."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from launch.drawing.batches import Rows
 from launch.metrics.evaluation import Figures, Work
 
 DEQUANTISED = "uniform noise of one quantum, by image"
-LAW = 1000  # training images that the prior is held against, at most
+LAW = 1000  # maximum number of training images for the error of the prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class Likelihood:
         return Flow(sigma_min=self.sigma_min, sigma_max=self.sigma_max, tolerance=self.tolerance)
 
     def check(self, work: Work) -> None:
-        """Raises ValueError for images that are not there, unusable numbers, and without SciPy."""
+        """Raises ValueError for missing images, unusable numbers, and without SciPy."""
         whole(1, batch=self.batch, **({} if self.probes is None else {"probes": self.probes}))
         choose_images(select_set(self.set, work), self.images, seed=work.pipeline.seed)
         import_solver()
 
     def __call__(self, work: Work) -> Figures | None:
-        """The figures on rank 0; images are read by all processes."""
+        """The figures, on rank 0; all processes share the work."""
         data, pipeline = select_set(self.set, work), work.pipeline
         indices = choose_images(data, self.images, seed=pipeline.seed)
 
@@ -69,7 +69,7 @@ class Likelihood:
             "prior": "N(0, sigma_max² + sigma_data²)", "prior_error_bits_per_dim": self.prior_error(work) / (d * np.log(2))})
 
     def prior_error(self, work: Work) -> float:
-        """In nats, of the training images' Gaussian."""
+        """The error of the prior in nats, for the Gaussian of the training images."""
         some = choose_images(work.train, min(LAW, work.train.count), seed=work.pipeline.seed)
         x = work.train.images(torch.tensor(some), device="cpu").flatten(1).double().numpy()
         return prior_error(x.mean(0), spectrum(x), sigma_max=self.sigma_max, sigma_data=work.pipeline.model.sigma_data)
@@ -84,8 +84,8 @@ class Likelihood:
 
 
 def summary(nll: Array, *, d: int) -> dict[str, float]:
-    """Means over images of (n, K) negative log-likelihoods in nats, n ≥ 2, with their standard errors, and, of several probes
-    K, the part of the error that is theirs."""
+    """Means over n ≥ 2 images of negative log-likelihoods (n, K) in nats, with standard errors and, for K > 1 probes, the part
+    of the error due to the probes."""
     mean, bits, per_dim = nll.mean(1), bits_per_dim(nll.mean(1), d=d), d * np.log(2)
     values = {"bits_per_dim": bits.mean(), "bits_per_dim_stderr": bits.std(ddof=1) / len(bits) ** 0.5,
               "nll": mean.mean(), "nll_stderr": mean.std(ddof=1) / len(mean) ** 0.5}
@@ -106,9 +106,9 @@ def select_set(name: str, work: Work) -> Dataset:
 
 
 def choose_images(data: Dataset, count: int, *, seed: int) -> list[int]:
-    """The numbers of ``count`` images by the seed, the first ones of any larger count; raises ValueError unless there are so
-    many, and 2 at least: a standard error is made of them."""
+    """The indices of ``count`` images drawn by the seed, a prefix of those for a larger count; raises ValueError for fewer
+    than 2, which a standard error needs, and for more than there are."""
     if not 2 <= count <= data.count:
-        raise ValueError(f"images: {count} is not accepted; it must be 2 to {data.count}, as many as there are")
+        raise ValueError(f"images: {count} is not accepted; it must be 2 to {data.count}, the number of images")
     order = torch.randperm(data.count, generator=generator("cpu", seed, "likelihood"))
     return [int(i) for i in order[:count]]

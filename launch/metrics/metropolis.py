@@ -1,4 +1,4 @@
-"""Acceptance by noise level and the gain of the Metropolis test over unadjusted moves of the same cost."""
+"""Acceptance at each noise level and the gain of the Metropolis test over unadjusted moves of the same cost."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ TOLD = {
 
 @dataclass(frozen=True, kw_only=True)
 class Metropolis:
-    """Draws ``count`` images by tested and by unadjusted moves of the same size, from the same noise, at each of
-    ``step_scales``, and holds them against the data; see configs/metric/metropolis.yaml."""
+    """Draws ``count`` images with and without the test, from the same noise, at each of ``step_scales``, and compares their
+    distances to the data; see configs/metric/metropolis.yaml."""
 
     count: int
     grid: NoiseSchedule
@@ -52,7 +52,7 @@ class Metropolis:
         whole(1, steps=self.steps, steps_per_level=self.steps_per_level, components=self.components)
         whole(8, count=self.count, real=self.real)
         if not self.step_scales or len({*self.step_scales}) < len(self.step_scales):
-            raise ValueError(f"step_scales: {self.step_scales} is not accepted; it must be different numbers")
+            raise ValueError(f"step_scales: {self.step_scales} is not accepted; it must be a list of distinct numbers")
         for scale in self.step_scales:
             positive(step_scales=scale)
         if not 2 <= self.groups <= self.count:
@@ -61,7 +61,7 @@ class Metropolis:
         charting()
 
     def __call__(self, work: Work) -> Figures | None:
-        """The figures on rank 0; images are drawn by all processes."""
+        """The figures, on rank 0; all processes share the work."""
         samplers, moves = self.samplers(work)
         rows = {(name, scale): self.draw(work, f"{name} {moves[name]} {scale}", sampler)
                 for (name, scale), sampler in samplers.items()}
@@ -94,7 +94,7 @@ class Metropolis:
                        pictures={"acceptance": self.plot(values, details)})
 
     def samplers(self, work: Work) -> tuple[dict[tuple[str, float], Sampler], dict[str, int]]:
-        """Every sampler by name and step scale, and how many moves each makes at a level."""
+        """The samplers by name and step scale, and the number of moves that each makes at a level."""
         with Passes.counted(work.pipeline.model.network) as passes:  # one image, one level
             tested = partial(metropolis_annealed, steps=1, steps_per_level=self.steps_per_level, grid=self.grid, denoise=False)
             self.walk(work, partial(tested, step_scale=self.step_scales[0]), range(1))
@@ -108,7 +108,7 @@ class Metropolis:
         return samplers, moves
 
     def walk(self, work: Work, sampler: Sampler, part: range) -> Rows:
-        """The finished images of these numbers, uint8, their acceptance (b, levels) and whether they are finite, (b,)."""
+        """The final images of these numbers, uint8, their acceptance (b, levels) and whether they are finite, (b,)."""
         pipeline = work.pipeline
         with pipeline.precision.autocast(pipeline.device):
             end = run_to_end(trajectory(pipeline.model, sampler, shape=pipeline.shape, indices=part, seed=pipeline.seed,
@@ -118,7 +118,7 @@ class Metropolis:
                 "finite": finite.cpu().numpy()}
 
     def draw(self, work: Work, name: str, sampler: Sampler) -> Rows:
-        """All images of one sampler, drawn by all processes."""
+        """All images of one sampler."""
         def compute(part: range) -> Rows:
             with Passes.counted(work.pipeline.model.network) as passes:
                 rows = self.walk(work, sampler, part)
@@ -156,7 +156,7 @@ class Metropolis:
 
 
 def choose_images(data: Any, count: int, name: str, seed: int) -> Tensor:
-    """At most ``count`` images of a data set, chosen by (seed, name), (n, C, H, W) on the CPU."""
+    """At most ``count`` images of a data set, drawn by (seed, name), (n, C, H, W) on the CPU."""
     order = torch.randperm(data.count, generator=generator("cpu", seed, name))
     images: Tensor = data.images(order[:count].sort().values, device="cpu")
     return images

@@ -1,4 +1,4 @@
-"""The training images nearest to a run's samples, as a picture and as distances: does it copy?"""
+"""Memorisation: the training images nearest to a run's samples, as distances and as a picture."""
 from __future__ import annotations
 
 import hashlib
@@ -24,7 +24,7 @@ BLOCK = 2000  # training images on the device at once
 
 @dataclass(frozen=True, kw_only=True)
 class NearestNeighbours:
-    """Samples, and held-out images for comparison, against every training image, mirrored too where training mirrors."""
+    """Distances of samples and of held-out images to all training images, mirrored as well if training mirrors."""
 
     of_samples: ClassVar[bool] = True
     extractor: Source
@@ -40,7 +40,7 @@ class NearestNeighbours:
 
     def __post_init__(self) -> None:
         if self.space not in ("pixels", "features"):
-            raise ValueError(f"space: {self.space!r} is not accepted; pixels and features are")
+            raise ValueError(f"space: {self.space!r} is not accepted; it must be pixels or features")
         for key, least in (("count", 1), ("shown", 1), ("k", 2), ("batch", 1), ("draws", 2)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not accepted; it must be at least {least}")
@@ -48,18 +48,18 @@ class NearestNeighbours:
             raise ValueError(f"within: {self.within!r} is not accepted; it must lie between 0 and 1")
 
     def check(self, work: Work) -> None:
-        """Raises ValueError or OSError where there are fewer than k training images, or no weights for features."""
+        """Raises ValueError or OSError for fewer than k training images and for missing weights of the extractor."""
         if self.k > work.train.count:
             raise ValueError(f"k: {self.k!r} is not accepted; there are {work.train.count} training images")
         if self.space == "features":
             load_extractor(self.extractor, work)(work.train.pixels(np.arange(1)))
 
     def inputs(self, work: Work) -> list[str]:
-        """Hash of the file that the figures depend on besides the model, which may change under its name."""
+        """The hash of the extractor's weights, if the figures depend on them: a file may change under its name."""
         return [load_extractor(self.extractor, work).sha256] if self.space == "features" else []
 
     def __call__(self, work: Work) -> Figures | None:
-        """Measures, on every process."""
+        """The figures, on rank 0; all processes share the work."""
         extractor = load_extractor(self.extractor, work) if self.space == "features" else None
         known = None if extractor is None else real_features(
             work, extractor, dataset_images(work.train), np.arange(work.train.count), batch=self.batch, cache=self.cache,
@@ -75,7 +75,7 @@ class NearestNeighbours:
         return self.make_figures(work, samples, found, others, extractor) if work.world.is_main else None
 
     def find_neighbours(self, work: Work, queries: Tensor, name: str, extractor: Extractor | None, known: Rows | None) -> Rows:
-        """The neighbours of images, uint8 (q, 3, H, W), spread over the processes: each (q, k)."""
+        """The neighbours of images, uint8 (q, 3, H, W), as arrays (q, k)."""
         place = make_embedding(work, extractor)
 
         def compute(part: range) -> Rows:
@@ -91,7 +91,7 @@ class NearestNeighbours:
     def make_figures(
         self, work: Work, samples: Tensor, found: Rows, others: Rows | None, extractor: Extractor | None
     ) -> Figures:
-        """Numbers and pictures of the neighbours that were found."""
+        """The figures and pictures of the neighbours."""
         distance = torch.from_numpy(found["distance"])
         values = {"distance": float(distance[:, 0].quantile(0.5)),
                   "copied_share": float(copied(distance, within=self.within).double().mean())}
@@ -115,14 +115,14 @@ class NearestNeighbours:
 
 
 def make_embedding(work: Work, extractor: Extractor | None) -> Callable[[Tensor], Tensor]:
-    """Where images, uint8 (B, 3, H, W), lie: their features, or their pixels in 0…255, (B, D) on the device."""
+    """The map of images, uint8 (B, 3, H, W), to their features, or their pixels in 0…255, (B, D) on the device."""
     if extractor is None:
         return lambda images: images.to(work.world.device).flatten(1)
     return lambda images: extractor(images)["features"]
 
 
 def training_blocks(work: Work, known: Rows | None) -> Iterator[Tensor]:
-    """All training images, or what is known of their features, in order, (b, D) on the device."""
+    """All training images or their features ``known``, in order, in blocks (b, D) on the device."""
     for start in range(0, work.train.count, BLOCK):
         part = np.arange(start, min(start + BLOCK, work.train.count))
         rows = work.train.pixels(part).flatten(1) if known is None else torch.from_numpy(known["features"][part])
@@ -130,7 +130,7 @@ def training_blocks(work: Work, known: Rows | None) -> Iterator[Tensor]:
 
 
 def plot_neighbours(train: Dataset, samples: Tensor, found: Rows, which: Tensor) -> bytes:
-    """The picture of some samples, each neighbour turned the way in which it is near."""
+    """The picture of some samples and their neighbours, which are mirrored where that is nearer."""
     index, mirrored = found["index"][which], torch.from_numpy(found["mirrored"][which])
     images = train.pixels(index.reshape(-1)).unflatten(0, index.shape)
     return picture(samples[which], torch.where(mirrored[..., None, None, None], images.flip(-1), images))

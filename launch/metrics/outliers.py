@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: how well energies and score norms tell other images from held-out ones."""
+"""Out-of-distribution detection: how well energies and score norms separate other images from held-out ones."""
 from __future__ import annotations
 
 import hashlib
@@ -23,7 +23,7 @@ from launch.drawing.batches import Rows
 from launch.metrics.chart import charting, png
 from launch.metrics.evaluation import Figures, Work
 
-SCORES = {"energy": "energies", "typicality": "energies", "score_norms": "norms"}  # and what of an image they are made of
+SCORES = {"energy": "energies", "typicality": "energies", "score_norms": "norms"}  # the readings that each is computed from
 LEARNT, REAL = "train", "held_out"
 PITFALLS = (
     "A likelihood is high where images are simple: constant ones and SVHN get more than CIFAR-10's own from models trained on "
@@ -59,21 +59,21 @@ class Outliers:
         return list(reversed(grid.tolist())) if self.levels > 1 else [self.sigma_min]
 
     def check(self, work: Work) -> None:
-        """Raises ValueError or FileNotFoundError for unknown names, unusable numbers and sets that are not there."""
+        """Raises ValueError or FileNotFoundError for unknown names, unusable numbers and missing sets."""
         for key, accepted in (("scores", SCORES), ("made", MADE), ("standard", STANDARD)):
             wrong = [name for name in getattr(self, key) if name not in accepted]
             if wrong:
-                raise ValueError(f"{key}: {wrong[0]!r} is not accepted; choose of {', '.join(accepted)}")
+                raise ValueError(f"{key}: {wrong[0]!r} is not accepted; choose from {', '.join(accepted)}")
         whole(1, levels=self.levels, batch=self.batch)
         whole(8, count=self.count, calibration=self.calibration)
-        _ = self.sigmas  # refuses what is no range
+        _ = self.sigmas  # checks the range
         if work.held_out is None:
             raise ValueError("metric.outliers: the run has no held-out images; held_out=<a .beton of them> gives some")
         if not self.scores_of(work):
-            raise ValueError(f"scores: {self.scores} is not accepted; of a direct score choose score_norms")
+            raise ValueError(f"scores: {self.scores} is not accepted; for a direct score choose score_norms")
         for name, path in self.sets.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {*MADE, *STANDARD, LEARNT, REAL}:
-                raise ValueError(f"sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and new")
+                raise ValueError(f"sets: {name!r} is not accepted; it must be of a-z, 0-9 and _, and not in use")
             with naming(f"sets.{name}: ", OSError):
                 read_set(path, count=1, shape=work.pipeline.shape, seed=self.seed)
         if not (self.made or self.sets or any(self.is_available(name, work) for name in self.standard)):
@@ -82,7 +82,7 @@ class Outliers:
         charting()
 
     def is_available(self, name: str, work: Work) -> bool:
-        """Whether a standard set can be read."""
+        """Whether a standard set is on disk."""
         try:
             load_standard(name, self.data_root, count=1, shape=work.pipeline.shape, seed=self.seed)
         except FileNotFoundError:
@@ -90,7 +90,7 @@ class Outliers:
         return True
 
     def __call__(self, work: Work) -> Figures | None:
-        """The figures on rank 0; images are read by all processes."""
+        """The figures, on rank 0; all processes share the work."""
         images, skipped = self.images(work)
         there = work.world.all_gather([*images])  # a folder may be on one node alone
         images = {name: pixels for name, pixels in images.items() if all(name in names for names in there)}
@@ -118,11 +118,11 @@ class Outliers:
             "table": self.plot_table(values, [*inliers], others), "profiles": self.plot_profiles(profiles)})
 
     def scores_of(self, work: Work) -> list[str]:
-        """Those of the scores that the model allows."""
+        """The scores that the model allows."""
         return [score for score in self.scores if has_energy(work.pipeline.model) or SCORES[score] == "norms"]
 
     def images(self, work: Work) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Every set by name, uint8 (n, C, H, W), and why others were skipped."""
+        """The sets by name, uint8 (n, C, H, W), and the reasons for which others were skipped."""
         assert work.held_out is not None
         shape, skipped = work.pipeline.shape, dict[str, str]()
         inliers = choose_images(work.held_out, self.count, seed=self.seed, name=REAL)
@@ -148,7 +148,7 @@ class Outliers:
         return images, skipped
 
     def compute_readings(self, work: Work, name: str, pixels: Tensor) -> Rows:
-        """What the model says of a set, computed by all processes, in float32."""
+        """The model's readings of a set, in float32."""
         def compute(part: range) -> Rows:
             x = to_float(pixels[part.start:part.stop].to(work.pipeline.device))
             return {**readings(work.pipeline.model, x, levels=self.sigmas)}
@@ -156,7 +156,7 @@ class Outliers:
         return work.compute_rows(f"outliers {name} {sha256(pixels)} {self.sigmas}", len(pixels), self.batch, compute)
 
     def score(self, score: str, row: Rows, learnt: dict[str, Typical]) -> Array:
-        """How unlike the training images each is, (n,)."""
+        """The score of each image, (n,), higher for outliers."""
         kind = SCORES[score]
         if score == "energy":
             lowest: Array = row[kind][:, 0]
@@ -164,7 +164,7 @@ class Outliers:
         return learnt[kind].distance(row[kind])
 
     def untrained_levels(self, work: Work) -> list[float]:
-        """The levels that the run's schedule hardly draws, so that what is read there was hardly learnt."""
+        """The levels that the run's schedule hardly draws, at which readings are not reliable."""
         schedule: NoiseSchedule = build(work.run_config.schedule, key="schedule")
         low, high = schedule.sigma(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
         return [sigma for sigma in self.sigmas if not low <= sigma <= high]
@@ -190,7 +190,7 @@ class Outliers:
         return png(figure)
 
     def plot_profiles(self, profiles: dict[str, dict[str, list[float]]]) -> bytes:
-        """Mean energies and score norms of each set by level, in training images' standard deviations."""
+        """Mean energies and score norms of each set by level, standardised by those of training images."""
         kinds = {"energies": "Energy E(x, σ)", "norms": "Score norm σ‖s(x, σ)‖/√d"}
         shown = [kind for kind in kinds if kind in profiles[LEARNT]]
         figure = charting()(figsize=(5.6 * len(shown), 4.4), layout="constrained")
@@ -206,11 +206,11 @@ class Outliers:
 
 
 def choose_images(data: Dataset, count: int, *, seed: int, name: str) -> Tensor:
-    """At most ``count`` images of a data set, uint8 (n, C, H, W), by (seed, name): files may come sorted by kind."""
+    """At most ``count`` images of a data set, uint8 (n, C, H, W), drawn by (seed, name), as files may be sorted by class."""
     order = torch.randperm(data.count, generator=generator("cpu", seed, "outliers", name))
     return data.pixels(order[:count].sort().values.numpy())
 
 
 def sha256(pixels: Tensor) -> str:
-    """Of the images' bytes."""
+    """SHA-256 of the images' bytes."""
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()

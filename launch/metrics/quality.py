@@ -1,4 +1,4 @@
-"""Quality of a run's samples: how near they are to real images in a feature space, and how near other real images are."""
+"""Quality of a run's samples in a feature space, with that of real images for comparison."""
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +19,7 @@ from launch.metrics.evaluation import Figures, Work
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """FID and its relatives of the samples against ``reference``: train, held_out, or the path of other images."""
+    """FID, KID, Inception score, precision and recall against ``reference``: train, held_out, or the path of other images."""
 
     of_samples: ClassVar[bool] = True
     extractor: Source
@@ -42,33 +42,33 @@ class Quality:
         self.comparison()
 
     def comparison(self) -> Comparison:
-        """The figures' settings; raises ValueError for one that can't be."""
+        """The settings of the figures; raises ValueError for unusable ones."""
         return Comparison(figures=self.figures, kid_subsets=self.kid_subsets, kid_subset_size=self.kid_subset_size,
                           neighbourhood=self.neighbourhood, splits=self.splits, halves=self.halves, seed=self.seed)
 
     def check(self, work: Work) -> None:
-        """Raises ValueError or OSError for other weights or none, and for images that are too few or of another size."""
+        """Raises ValueError or OSError for other weights or none, and for too few images or images of another size."""
         extractor = load_extractor(self.extractor, work)
         images = reference_images(self.reference, work)
         if images.shape != work.pipeline.shape:
             raise ValueError(f"reference: images of {images.shape} are not accepted; the run's are {work.pipeline.shape}")
         indices = self.indices(images)
         self.comparison().check(n=work.n, count=len(indices), extractor=extractor)
-        extractor(images.pixels(indices[:2]))  # gives features, or says why not
+        extractor(images.pixels(indices[:2]))  # raises where it gives no features
 
     def inputs(self, work: Work) -> list[str]:
-        """Hashes of the files that the figures depend on besides the model, which may change under their names."""
+        """The hashes of weights and reference images: files may change under their names."""
         return [load_extractor(self.extractor, work).sha256, reference_images(self.reference, work).sha256]
 
     def indices(self, images: ImageSet) -> NDArray[np.int64]:
-        """Which of the reference images are taken."""
+        """The indices of the reference images to compare with; raises ValueError for more than there are."""
         try:
             return images.choice(self.reference_count, seed=self.seed)
         except ValueError as error:
             raise ValueError(f"reference_count: {error}") from error
 
     def __call__(self, work: Work) -> Figures | None:
-        """Measures, on every process."""
+        """The figures, on rank 0; all processes share the work."""
         extractor, samples = load_extractor(self.extractor, work), work.samples()
         images = reference_images(self.reference, work)
         indices = self.indices(images)
@@ -98,12 +98,12 @@ class Quality:
 
 
 def load_extractor(source: Source, work: Work) -> Extractor:
-    """The network of an extractor's config, on this process's device."""
+    """The extractor on this process's device, loaded once."""
     return work.once(repr(source), lambda: source.load(work.world.device))
 
 
 def reference_images(reference: str, work: Work) -> ImageSet:
-    """The run's training images, its held-out ones, or those at a path; raises ValueError or OSError without them."""
+    """The run's training images, its held-out ones, or those at a path; raises ValueError or OSError if there are none."""
     if reference == "train":
         return dataset_images(work.train)
     if reference == "held_out":
@@ -117,7 +117,7 @@ def reference_images(reference: str, work: Work) -> ImageSet:
 
 
 def other_images(reference: str, work: Work) -> ImageSet | None:
-    """Real images of the same kind as the reference that are none of it."""
+    """Real images of the same distribution, disjoint from the reference."""
     others = {"train": work.held_out, "held_out": work.train}.get(reference)
     return None if others is None else dataset_images(others)
 
@@ -125,9 +125,9 @@ def other_images(reference: str, work: Work) -> ImageSet | None:
 def real_features(
     work: Work, extractor: Extractor, images: ImageSet, indices: NDArray[np.int64], *, batch: int, cache: str | None, seed: int
 ) -> Rows:
-    """The features of real images with their mean and covariance, found beside the images, or in ``cache``, or left there.
+    """The features of real images with their mean and covariance, cached beside the images or in ``cache``.
 
-    A file is known by the extractor, the images and which of them; a damaged one is made again.
+    The file's name contains the extractor, the images and their selection; a damaged file is written again.
     """
     count = len(indices)
     drawn = "" if count == images.count else f"-seed{seed}"
@@ -145,5 +145,5 @@ def real_features(
         try:
             save_features(path, rows)
         except OSError as error:
-            print(f"{path}: can't be written ({error.strerror}); features of real images are not kept", flush=True)
+            print(f"{path}: can't be written ({error.strerror}); features of real images are not cached", flush=True)
     return rows

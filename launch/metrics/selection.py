@@ -1,4 +1,4 @@
-"""Which metrics a config asks for."""
+"""The metrics that a config asks for."""
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +14,7 @@ from launch.metrics.evaluation import Metric
 
 
 def select_metrics(cfg: DictConfig) -> dict[str, Metric]:
-    """The metrics asked for, built; raises ValueError that names what is accepted."""
+    """The metrics asked for, by name; raises ValueError for unknown names and unusable settings."""
     asked = requested_names(cfg)
     figures = [name for name in asked if name in FIGURES]
     settings = OmegaConf.create({"metric": cfg.metric, "extractor": cfg.extractor})
@@ -26,7 +26,7 @@ def select_metrics(cfg: DictConfig) -> dict[str, Metric]:
 
 @contextlib.contextmanager
 def naming_argument(name: str, metric: Metric) -> Iterator[None]:
-    """Context in which a refusal that begins with an argument of the metric begins with its place in the config."""
+    """Context in which an error that begins with an argument of the metric is raised with its full key, `metric.<name>.`."""
     try:
         yield
     except (ValueError, OSError) as error:
