@@ -295,7 +295,7 @@ def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_code_that_the_store_has_not_or_of_an_older_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code" / "abc").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"^code: 'abc' is older than .*; call its own: python .*/code/abc/launch/sweep\.py$"):
+    with pytest.raises(ValueError, match=r"^code: 'abc' is older than .*; use its own: python .*/code/abc/launch/sweep\.py$"):
         store.frozen_code(tmp_path, "abc")
     with pytest.raises(ValueError, match=r"^code: 'def' is not in .*; there are abc$"):
         store.frozen_code(tmp_path, "def")
