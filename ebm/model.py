@@ -1,4 +1,4 @@
-"""What is asked of a model: a score and, where there is one, an energy; and how one noise level is given to a whole batch."""
+"""What a model must provide: a score and, where it has one, an energy; and how one noise level is given to a whole batch."""
 from __future__ import annotations
 
 from typing import Protocol, TypeGuard
@@ -44,5 +44,5 @@ def sigma_of(x: Tensor, *, sigma: float) -> Tensor:
 
 
 def per_image(values: Tensor) -> Tensor:
-    """One number for each image, (B,), in the shape that multiplies images: (B, 1, 1, 1)."""
+    """One number for each image, (B,), shaped to broadcast over images: (B, 1, 1, 1)."""
     return values[:, None, None, None]

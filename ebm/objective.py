@@ -17,7 +17,7 @@ ScoreFn = Callable[[Tensor, Tensor], Tensor]
 
 
 class DualScoreFn(Protocol):
-    """A score with the slope ∂Ē/∂ln σ of its energy: `ebm.energy.Energy`, or that in DistributedDataParallel."""
+    """A score with the slope ∂Ē/∂ln σ of its energy: `ebm.energy.Energy`, or one wrapped in DistributedDataParallel."""
 
     def __call__(self, x: Tensor, sigma: Tensor, *, slope: bool) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), (B,) -> (B, C, H, W), (B,)."""
@@ -33,7 +33,7 @@ class Weighting(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SigmaSquared(Weighting):
-    """λ(σ) = σ² on the score's squared error: every level counts alike (NCSN, Song & Ermon 2019, section 4.2)."""
+    """λ(σ) = σ² on the score's squared error: every level counts equally (NCSN, Song & Ermon 2019, section 4.2)."""
 
     def __call__(self, sigma: Tensor) -> Tensor:
         return sigma.new_ones(sigma.shape)
@@ -79,7 +79,7 @@ class DenoisingScoreMatching:
         return self.weighting(sigma) * residual.square().flatten(1).mean(1)
 
     def check(self, model: object, shape: tuple[int, int, int] | None = None) -> None:
-        """Raises ValueError where a model can't be trained so: any with a score can."""
+        """Raises ValueError for a model that can't be trained with this objective: here none, as every model has a score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ class DualScoreMatching(DenoisingScoreMatching):
     """Denoising score matching that also fits ∂Ē/∂ln σ, so that Ē is −log p(x; σ) up to one constant for all σ
     (Guth, Kadkhodaie & Simoncelli 2025, arXiv 2506.05310).
 
-    Differentiating −log ∫ p(x₀) N(x; x₀, σ²) in ln σ gives E[d − ‖n‖² | x]: the best guess of d − ‖n‖², of variance 2d,
-    by who sees x = x₀ + σ n alone. ``sigma_data`` is the model's. Raises ValueError unless both numbers are positive.
+    Differentiating −log ∫ p(x₀) N(x; x₀, σ²) in ln σ gives E[d − ‖n‖² | x]: the best guess of d − ‖n‖², whose variance is
+    2d, from x = x₀ + σ n alone. ``sigma_data`` is the model's. Raises ValueError unless both numbers are positive.
     """
 
     slope_weight: float
@@ -103,20 +103,20 @@ class DualScoreMatching(DenoisingScoreMatching):
         sigma_, d = per_image(sigma), noise[0].numel()
         field, slope = score(x + sigma_ * noise, sigma, slope=True)
         residual = sigma_ * field + noise
-        surprise = slope - (1 - noise.square()).flatten(1).sum(1)
+        slope_residual = slope - (1 - noise.square()).flatten(1).sum(1)
         spatial = self.weighting(sigma) * residual.square().flatten(1).mean(1)
-        # In units of its variance 2d, the slope is one more number to guess beside d pixels: hence /d, which at weight ½ is
-        # the paper's scale. But the network's φ enters the slope times σ_data/σ, and its gradients' noise with it: in the
-        # paper's scale they drown the score's at σ = 0.002 and vanish beside them at σ = 1. Weighted by σ/σ_data both
-        # score and density were learned faster.
-        return spatial + self.slope_weight * (sigma / self.sigma_data) * surprise.square() / (2 * d) / d
+        # In units of its variance 2d, the slope is one more number to predict besides d pixels: hence /d, which at weight ½
+        # is the paper's scale. But the network's φ enters the slope multiplied by σ_data/σ, and so does the noise of its
+        # gradients: on the paper's scale it drowns the score's gradients at σ = 0.002 and is negligible beside them at σ = 1.
+        # With the weight σ/σ_data both score and density were learned faster.
+        return spatial + self.slope_weight * (sigma / self.sigma_data) * slope_residual.square() / (2 * d) / d
 
     def check(self, model: object, shape: tuple[int, int, int] | None = None) -> None:
-        """Raises ValueError where a model has no energy, or, tried on ``shape`` (C, H, W), one that knows no σ."""
+        """Raises ValueError for a model without an energy or, given ``shape`` (C, H, W), one whose network ignores σ."""
         model = getattr(model, "module", model)  # what DistributedDataParallel holds
         if isinstance(model, Preconditioned) and not isinstance(model, Energy):
             raise ValueError(f"objective: DualScoreMatching is not accepted for a {type(model).__name__}, which has no energy; "
                              "choose objective=dsm or a model that is an energy")
         if shape is not None and isinstance(model, Energy) and not knows_sigma(model, shape):
-            raise ValueError("objective: DualScoreMatching is not accepted for a network that is not told σ, whose energy has "
-                             "no slope to fit; choose objective=dsm or model=unet")
+            raise ValueError("objective: DualScoreMatching is not accepted for a network that ignores σ, whose energy has no "
+                             "slope to fit; choose objective=dsm or model=unet")

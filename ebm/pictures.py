@@ -15,9 +15,9 @@ from ebm.files import write_atomically
 
 
 def grid(images: Tensor) -> NDArray[np.uint8]:
-    """Images (B, C, H, W) row by row in a nearly square picture (H', W', 3), beyond [-1, 1] clamped.
+    """Images (B, C, H, W), clamped to [-1, 1], row by row in a nearly square picture (H', W', 3).
 
-    Around each is a black pixel; a single image stands alone.
+    A black border one pixel wide surrounds each image; a single image has none.
     """
     count, _, height, width = images.shape
     columns, gap = math.ceil(math.sqrt(count)), int(count > 1)
@@ -29,7 +29,7 @@ def grid(images: Tensor) -> NDArray[np.uint8]:
 
 
 def save_grid(images: Tensor, path: Path) -> None:
-    """Writes the grid of images (B, C, H, W) as a PNG, never half."""
+    """Writes the grid of images (B, C, H, W) as a PNG, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(grid(images)).save(buffer, "PNG")

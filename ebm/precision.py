@@ -25,13 +25,13 @@ class Precision:
         return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Loss scaling for fp16; for the others a scale of 1, which keeps its other use:
-        an update from gradients that are not finite is skipped on the device, with no wait for the host."""
+        """Loss scaling for fp16; for the others a scale of 1, for the scaler's second use: it skips updates from non-finite
+        gradients on the device, without waiting for the host."""
         if self.name == "fp16":
             return torch.amp.GradScaler(device.type)
         return torch.amp.GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
 
     @property
     def scales(self) -> bool:
-        """True where a gradient that overflows is part of normal running."""
+        """True where overflowing gradients are part of normal operation."""
         return self.name == "fp16"

@@ -32,7 +32,7 @@ def draw(
 
 
 def last(steps: Iterator[Step]) -> Step:
-    """The last of a sampler's steps, without keeping the others; raises ValueError where it takes none."""
+    """The last of a sampler's steps, without storing the others; raises ValueError where it takes none."""
     step = None
     for step in steps:
         pass
@@ -42,9 +42,9 @@ def last(steps: Iterator[Step]) -> Step:
 
 
 def batches_of(count: int, *, batch: int, rank: int, world: int) -> list[range]:
-    """This process's batches of the images 0 … count − 1, cut alike whatever the number of processes.
+    """This process's batches of the images 0 … count − 1, which are the same whatever the number of processes.
 
-    Floating-point sums depend on the batch's size, so equal cuts make equal bits. Raises ValueError below 1.
+    Floating-point sums depend on the batch size, so equal batches give equal bits. Raises ValueError below 1.
     """
     whole(1, n=count, batch=batch)
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)][rank::world]

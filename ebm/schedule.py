@@ -73,7 +73,7 @@ class Geometric(Range):
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** (rung / (self.levels - 1))
 
     def sigmas(self, steps: int) -> Tensor:
-        """The ladder's own ratio law at any number of steps; ``steps=levels`` visits the trained rungs exactly."""
+        """Levels in constant ratio at any number of steps; ``steps=levels`` visits the trained rungs exactly."""
         return LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max).sigmas(steps)
 
 
@@ -104,7 +104,7 @@ class LogNormal(Range):
         return sigma
 
     def sigmas(self, steps: int) -> Tensor:
-        """As every schedule's, with both ends exact."""
+        """As for every schedule, with both ends exact."""
         levels = super().sigmas(steps)
         levels[-1], levels[0] = self.sigma_min, self.sigma_max  # in this order: a single step is at sigma_max
         return levels

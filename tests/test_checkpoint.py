@@ -52,7 +52,7 @@ def test_what_is_saved_after_a_damaged_one_is_kept_in_its_place(keep: int, tmp_p
     whole = {step: saved for saved in checkpoints.paths() if (step := int(saved.name[5:14]))}
     for step in sorted(whole)[-keep:]:  # all that were kept, the best among them
         whole[step].write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="damaged|no checkpoint is whole"):
+    with pytest.warns(UserWarning, match="damaged|no checkpoint is intact"):
         assert checkpoints.newest() is None
     for step in (1, 2):
         saved = checkpoints.save(step, {**state(step), "again": True})

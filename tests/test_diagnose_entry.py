@@ -85,7 +85,7 @@ def test_a_useless_fall_of_the_loss_is_warned_of_once(tiny: list[str], command: 
     path.write_text("\n".join([json.dumps({**first, "step": 0, "loss": 9.0}), *lines]) + "\n")  # as if it had begun higher
     done = command("train", *options, "budget.images=240")
     warnings = [record for record in read(path) if record["event"] == "warning"]
-    assert len(warnings) == 1 and "guides no sampler" in warnings[0]["words"]
+    assert len(warnings) == 1 and "cannot guide a sampler" in warnings[0]["words"]
     assert done.stderr.count("warning: the loss fell") == 1
 
 

@@ -164,7 +164,7 @@ def test_models_without_an_energy_or_without_sigma_are_refused_in_one_line() -> 
     x, sigma = torch.zeros(1, *SHAPE).double(), torch.ones(1).double()
     with pytest.raises(ValueError, match="which has no energy; choose objective=dsm"):
         DUAL(direct("unet"), x, sigma, x)
-    with pytest.raises(ValueError, match="objective: DualScoreMatching is not accepted for a network that is not told σ"):
+    with pytest.raises(ValueError, match="objective: DualScoreMatching is not accepted for a network that ignores σ"):
         DUAL.check(energy("cnn", "pooled"), SHAPE)
     DUAL.check(energy("cnn_sigma", "pooled"), SHAPE)
 

@@ -37,7 +37,7 @@ def test_a_peer_that_does_not_come_brings_the_job_back(
     monkeypatch.setattr(preflight, "GRACE", 0.0)
     for name, value in {"EBM_JOB": str(tmp_path), "EBM_NODES": "a b c", "LOCAL_WORLD_SIZE": "1", "RANK": rank}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(OSError, match="did not come"), preflight.meeting("cpu"):
+    with pytest.raises(OSError, match="did not join"), preflight.meeting("cpu"):
         raise MissingPeersError(missing, 2.0)
     assert (tmp_path / "verdict").read_text() == word
 

@@ -196,5 +196,5 @@ def test_a_peer_that_does_not_come_is_named_and_its_node_avoided(tiny: list[str]
                           capture_output=True, text=True, timeout=120, env=env, check=False, cwd=ROOT)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "error: peers_seconds: rank 1, 2 did not come within 2 s (node first, second; seen from node first)")
+        "error: peers_seconds: rank 1, 2 did not join within 2 s (node first, second; seen from node first)")
     assert (tmp_path / "verdict").read_text() == "avoid first second"

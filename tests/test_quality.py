@@ -303,7 +303,7 @@ def test_what_cannot_be_a_reference_is_refused_before_any_work(folder: Path) -> 
         f"reference={folder}/empty": "reference: .*holds no .bmp",
         f"reference={folder}/none.npz": "reference: .*no such file",
         f"reference={folder}/text.npz": "reference: .*not an .npz file",
-        f"reference={folder}/two.npz": "reference: .*holds not one array; it holds a, b; name one as FILE:KEY",
+        f"reference={folder}/two.npz": "reference: .*doesn't hold exactly one array; it holds a, b; name one as FILE:KEY",
         f"reference={folder}/grey.npz": r"reference: .*arr_0 is uint8 \(8, 16, 16, 1\)",
         f"reference={folder}/float.npz": "reference: .*arr_0 is float64",
         f"reference={folder}/small.npz": r"reference: images of \(3, 8, 8\) are not accepted; the run's are \(3, 16, 16\)",

@@ -123,7 +123,7 @@ def test_npz_refuses_and_lists_the_arrays(tmp_path: Path) -> None:
     (tmp_path / "c.npz").write_bytes(content)
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as plain:
         plain.writestr("x", b"text")
-    with pytest.raises(ValueError, match=r"d\.npz: x is no array"):
+    with pytest.raises(ValueError, match=r"d\.npz: x is not an array"):
         npz(tmp_path / "d.npz", key="x")
     with pytest.raises(ValueError, match=r"c\.npz: damaged \(Bad CRC-32"):
         npz(tmp_path / "c.npz", key="x")

@@ -1,7 +1,7 @@
 """FFCV's `.beton` file, format version 2, with one field of raw images of one size, written and read without FFCV.
 
-FFCV's own writer hands pages to processes as they come, so its file differs from run to run. This one is a function
-of the images alone: the same images give the same bytes, and the same hash, on every machine.
+FFCV's own writer gives out pages to its processes first come, first served, so its file differs from run to run. This one is
+a function of the images alone: the same images give the same bytes, and the same hash, on every machine.
 """
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Hashed:
 
 @contextmanager
 def replacing(path: Path, *, before: Callable[[], None]) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its place when the block ends, and vanishes when the block raises; ``before`` is called
-    when all of it is on the disk, which may be full."""
+    """A file beside ``path`` that takes its place when the block ends, and vanishes when the block raises; ``before`` is
+    called just before that, once the disk is known to hold all of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -76,7 +76,7 @@ def write_beton(
 ) -> Manifest:
     """Writes ``count`` uint8 (H, W, 3) images of one size to ``path`` and its manifest beside it, all or nothing.
 
-    Memory does not grow with the images' bytes. Raises ValueError for images of unequal shape or another number.
+    Images are streamed and never held in memory together. Raises ValueError for images of unequal shape or of another number.
     """
     path, stream = Path(path), iter(images)
     first = next(stream, None)
@@ -106,7 +106,7 @@ def write_beton(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Beton:
-    """A `.beton` file of raw images of one size, open for reading at any place; FFCV's own files are read too."""
+    """A `.beton` file of raw images of one size, open for random access; FFCV's own files can be read too."""
 
     count: int
     height: int
@@ -139,7 +139,7 @@ class Beton:
 
 
 def metadata_of(data: NDArray[np.uint8], *, path: str | Path) -> NDArray[np.void]:
-    """The per-image records, (count,) of METADATA; raises ValueError unless they are one whole image field's."""
+    """The per-image records, (count,) of METADATA; raises ValueError unless the file is complete and has one image field."""
     start = HEADER.itemsize + DESCRIPTOR.itemsize
     if len(data) < start:
         raise ValueError(f"{path}: damaged: {len(data)} bytes are too few for a .beton file; make it again")

@@ -1,4 +1,4 @@
-"""Batches of a `.beton` file for training: a function of (seed, step), whatever reads them and however many processes.
+"""Batches of a `.beton` file for training: a function of (seed, step), whatever reads them and on however many processes.
 
 Pixels are uint8 outside and v / 127.5 - 1, in [-1, 1], inside.
 """
@@ -27,19 +27,19 @@ PART = 4 << 20  # bytes that FFCV reads at a time, or one batch if that is more
 
 
 def to_float(x: Tensor) -> Tensor:
-    """Pixels in [-1, 1], float32, of uint8 ones of any shape."""
-    return x.to(torch.float32, copy=True).div_(127.5).sub_(1)  # in place: on a CPU this is bound by memory
+    """uint8 pixels of any shape as float32 in [-1, 1]."""
+    return x.to(torch.float32, copy=True).div_(127.5).sub_(1)  # in place, as this is memory-bound on a CPU
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Nearest uint8 pixels of ones in [-1, 1]; beyond that range they are clamped."""
+    """Pixels in [-1, 1], clamped to that range, as the nearest uint8."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def flipped(x: Tensor, *, seed: int, step: int, batch: int, rows: slice) -> Tensor:
     """Each image of (b, C, H, W) mirrored left to right with probability ½, by its row in the global batch."""
     coins = torch.rand(batch, generator=generator(x.device, seed, "flip", step), device=x.device)[rows] < 0.5
-    # Whole images are chosen out of both: on a CPU torch.where takes five times as long, byte by byte.
+    # Selects whole images from both: torch.where goes byte by byte, which takes five times as long on a CPU.
     both = torch.cat([x, x.flip(-1)])
     return both.index_select(0, torch.arange(len(x), device=x.device) + len(x) * coins)
 
@@ -72,11 +72,11 @@ class Dataset:
         return 3, self.manifest.height, self.manifest.width
 
     def images(self, indices: Tensor, *, device: torch.device | str) -> Tensor:
-        """The images at ``indices`` (n,), unflipped, (n, 3, H, W) float32 in [-1, 1]; IndexError beyond the count."""
+        """The images at ``indices`` (n,), unflipped, (n, 3, H, W) float32 in [-1, 1]; raises IndexError beyond the count."""
         return to_float(self.pixels(indices.cpu().numpy()).to(device))
 
     def pixels(self, indices: NDArray[np.int64]) -> Tensor:
-        """The images at ``indices`` (n,) as they lie in the file, (n, 3, H, W) uint8 on the CPU."""
+        """The images at ``indices`` (n,) as stored in the file, (n, 3, H, W) uint8 on the CPU."""
         return torch.from_numpy(self.beton.rows(indices)).permute(0, 3, 1, 2).contiguous()
 
     def random_subset(self, count: int) -> Tensor:
@@ -104,7 +104,7 @@ class Dataset:
         whole(0, start=start)
         whole(1, workers=workers)
         if ffcv:
-            import_ffcv()  # in this thread and not in the reading one, as it sets torch's threads back
+            import_ffcv()  # in this thread, not the one that reads, as it restores torch's number of threads
         reader = Reader(dataset=self, batch=batch, seed=seed, rows=rows, device=torch.device(device), workers=workers,
                         timeout=timeout, ffcv=ffcv)
         resident = self.count * int(np.prod(self.shape)) <= resident_bytes
@@ -129,7 +129,7 @@ class Reader:
         pixels = self.resident(start) if resident else self.streamed(start) if self.ffcv else self.gathered(start)
         with closing(pixels):  # closing the batches ends the reading threads
             for step, x in zip(counting(start), pixels, strict=False):
-                # Flipped as bytes, a quarter of what floats would move.
+                # Flipped as bytes: floats would be four times as much to move.
                 x = flipped(x, seed=self.seed, step=step, batch=self.batch, rows=self.rows) if flip else x
                 yield to_float(x)
 
@@ -138,31 +138,31 @@ class Reader:
         return batch_indices(count=self.dataset.count, batch=self.batch, seed=self.seed, step=step)[self.rows]
 
     def resident(self, start: int) -> Generator[Tensor]:
-        """Batches (b, 3, H, W) uint8 out of the whole set, which lies on the device after one pass over the file."""
+        """Batches (b, 3, H, W) uint8 from the whole set, which is copied to the device in one pass over the file."""
         images = torch.empty(self.dataset.count, *self.dataset.shape, dtype=torch.uint8, device=self.device)
-        place = 0
+        copied = 0
         for part in self.parts():
-            images[place:place + len(part)] = part.to(self.device, non_blocking=True)
-            place += len(part)
+            images[copied:copied + len(part)] = part.to(self.device, non_blocking=True)
+            copied += len(part)
         for step in counting(start):
             indices = self.indices(step)
             if self.device.type == "cuda":
-                indices = indices.pin_memory()  # copied with no wait for the device
+                indices = indices.pin_memory()  # so that the copy doesn't wait for the device
             yield images.index_select(0, indices.to(self.device, non_blocking=True))
 
     def parts(self) -> Iterable[Tensor]:
-        """The whole set once and in the file's order, (n, 3, H, W) uint8 on the CPU, part by part."""
-        every, size = np.arange(self.dataset.count), max(1, PART // int(np.prod(self.dataset.shape)))
-        if self.ffcv:  # one thread copies a GB in a second, and compiling for several takes a second more
-            source = ffcv_batches(self.dataset.path, [every], batch=min(size, len(every)), workers=1, device=self.device)
+        """The whole set once, in the file's order, (n, 3, H, W) uint8 on the CPU, part by part."""
+        indices, size = np.arange(self.dataset.count), max(1, PART // int(np.prod(self.dataset.shape)))
+        if self.ffcv:  # one thread copies a GB per second, and compiling for several takes a second longer
+            source = ffcv_batches(self.dataset.path, [indices], batch=min(size, len(indices)), workers=1, device=self.device)
             return guarded(source, timeout=self.timeout, path=self.dataset.path)
-        return (self.dataset.pixels(every[i:i + size]) for i in range(0, len(every), size))
+        return (self.dataset.pixels(indices[i:i + size]) for i in range(0, len(indices), size))
 
     def streamed(self, start: int) -> Generator[Tensor]:
-        """Batches (b, 3, H, W) uint8 through FFCV, several at a time: each hand-over between its threads costs."""
+        """Batches (b, 3, H, W) uint8 through FFCV, several at a time, as each hand-over between its threads takes time."""
         size = self.rows.stop - self.rows.start
-        several = max(1, PART // (size * int(np.prod(self.dataset.shape))))
-        source = ffcv_batches(self.dataset.path, self.epochs(start), batch=size * several, workers=self.workers,
+        at_once = max(1, PART // (size * int(np.prod(self.dataset.shape))))
+        source = ffcv_batches(self.dataset.path, self.epochs(start), batch=size * at_once, workers=self.workers,
                               device=self.device)
         with closing(guarded(source, timeout=self.timeout, path=self.dataset.path)) as parts:
             for part in parts:
@@ -170,7 +170,7 @@ class Reader:
                     yield x.to(self.device, non_blocking=True)
 
     def epochs(self, start: int) -> Iterator[NDArray[np.int64]]:
-        """This process's images from step ``start`` to its epoch's end, then epoch by epoch, each (n,) int64."""
+        """Indices of this process's images from step ``start`` to its epoch's end, then epoch by epoch, each (n,) int64."""
         steps = steps_per_epoch(count=self.dataset.count, batch=self.batch)
         while True:
             end = (start // steps + 1) * steps

@@ -1,4 +1,4 @@
-"""The manifest `<file>.json` that stands beside a `.beton` file: what it holds, its length and its hash."""
+"""The manifest `<file>.json` beside a `.beton` file: what the file holds, its length and its hash."""
 from __future__ import annotations
 
 import hashlib
@@ -26,18 +26,18 @@ class Manifest:
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
         """Manifest of the `.beton` file ``path``; raises FileNotFoundError without one, ValueError if unreadable."""
-        place = cls.beside(path)
-        if not place.exists():
+        file = cls.beside(path)
+        if not file.exists():
             absent = "no manifest beside it" if Path(path).exists() else "no such data file"
             raise FileNotFoundError(f"{path}: {absent}; make it with tools/prepare_data.py")
         try:
-            values = json.loads(place.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8"))
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{place}: not a manifest ({error!r}); make the data again, with --force") from error
+            raise ValueError(f"{file}: not a manifest ({error!r}); make the data again, with --force") from error
 
     def to_json(self) -> str:
-        """The manifest's text, one field a line."""
+        """The manifest's text, one field per line."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def check(self, path: str | Path, *, whole: bool) -> None:
@@ -53,7 +53,7 @@ class Manifest:
             with open(path, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-            found = digest.hexdigest()
-            if found != self.sha256:
-                raise ValueError(f"{path}: damaged: SHA-256 {found[:12]}... where its manifest says "
+            actual = digest.hexdigest()
+            if actual != self.sha256:
+                raise ValueError(f"{path}: damaged: SHA-256 {actual[:12]}... where its manifest says "
                                  f"{self.sha256[:12]}...; make it again, with --force")

@@ -1,4 +1,4 @@
-"""Which images stand in which batch: a function of (seed, step), so that a run can start at any step."""
+"""Which images are in which batch: a function of (seed, step), so that a run can start at any step."""
 from __future__ import annotations
 
 from functools import lru_cache
@@ -16,10 +16,10 @@ def steps_per_epoch(*, count: int, batch: int) -> int:
     return count // batch
 
 
-@lru_cache(maxsize=2)  # training walks through one epoch after the other
+@lru_cache(maxsize=2)  # training goes through one epoch after the other
 def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """Order of the images in an epoch, (count,) int64; shared between callers, so never to be written to."""
-    # Sorted random keys, not torch.randperm: that starts a team of OpenMP threads in the thread that reads ahead, and
+    # Sorted random keys, not torch.randperm: that would start a team of OpenMP threads in the thread that reads ahead, and
     # with more threads than cores all of torch's arithmetic slows down.
     keys = torch.rand(count, dtype=torch.float64, generator=generator("cpu", seed, "order", epoch))
     return torch.from_numpy(keys.numpy().argsort(kind="stable"))
@@ -27,8 +27,8 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 def batch_indices(*, count: int, batch: int, seed: int, step: int) -> Tensor:
     """Images of the global batch of ``step`` (counted from 0), (batch,) int64; an epoch's remainder is left out."""
-    epoch, place = divmod(step, steps_per_epoch(count=count, batch=batch))
-    return permutation(count, seed, epoch)[place * batch:(place + 1) * batch].clone()
+    epoch, index = divmod(step, steps_per_epoch(count=count, batch=batch))
+    return permutation(count, seed, epoch)[index * batch:(index + 1) * batch].clone()
 
 
 def local_rows(batch: int, rank: int, world: int) -> slice:

@@ -12,10 +12,10 @@ from ffcv.pipeline.state import State
 
 
 class Planes(Operation):  # type: ignore[misc]
-    """Images (n, H, W, 3) -> (n, 3, H, W), in FFCV's own threads: torch's permutation took longer than the reading."""
+    """Images (n, H, W, 3) -> (n, 3, H, W), in FFCV's own threads: permuting with torch took longer than reading."""
 
     def generate_code(self) -> Callable[..., Any]:
-        """The function that FFCV compiles: a batch and the memory for what it returns."""
+        """The function that FFCV compiles, of a batch and the memory for its result."""
         indices = Compiler.get_iterator()
 
         def planes(images: Any, out: Any) -> Any:
@@ -31,7 +31,7 @@ class Planes(Operation):  # type: ignore[misc]
         return planes
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """Shape of one image after this, and the memory it needs."""
+        """Shape of one image after this operation, and the memory it needs."""
         height, width, channels = previous_state.shape
         shape = channels, height, width
         return replace(previous_state, shape=shape), AllocationQuery(shape, previous_state.dtype)

@@ -1,4 +1,4 @@
-"""Where images come from: each source is a function that returns a `Source`, and a new one is one more function."""
+"""Where images come from: each source is a function that returns a `Source`."""
 from __future__ import annotations
 
 import hashlib
@@ -21,7 +21,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """``count`` uint8 (H, W, 3) images of one size, made anew by each call of ``images``; ``name`` says which."""
+    """``count`` uint8 (H, W, 3) images of one size, produced anew by each call of ``images``; ``name`` identifies them."""
 
     name: str
     count: int
@@ -29,7 +29,7 @@ class Source:
 
 
 def short_digest(content: bytes) -> str:
-    """Eight letters that change with the content, so that a source's name tells a changed source from the old one."""
+    """Eight hexadecimal digits that change with the content, by which a source's name shows that the source has changed."""
     return hashlib.blake2b(content, digest_size=4).hexdigest()
 
 
@@ -58,7 +58,7 @@ def cifar10(root: str | Path, *, train: bool, download: bool) -> Source:
 
 
 def open_picture(file: Path) -> Image.Image:
-    """The file's picture as RGB, the way up that it says; raises ValueError, naming the file, if it cannot be read."""
+    """The file's picture as RGB, turned as its EXIF data say; raises ValueError, naming the file, if it cannot be read."""
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
@@ -69,7 +69,7 @@ def open_picture(file: Path) -> Image.Image:
 
 
 def load_square(file: Path, *, size: int) -> Pixels:
-    """The file's image as (size, size, 3), cut to its central square, resized only if needed; errors as `open_picture`."""
+    """The file's central square as (size, size, 3), resized only if needed; raises as `open_picture` does."""
     image = open_picture(file)
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
@@ -92,8 +92,8 @@ def picture_files(path: Path) -> list[Path]:
                    key=lambda file: file.relative_to(path).as_posix())
     kinds = {*Image.registered_extensions()} - SUFFIXES
     if others := Counter(suffix for file in every if (suffix := file.suffix.lower()) in kinds):
-        left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        warnings.warn(f"{path}: {left} left out; {', '.join(sorted(SUFFIXES))} are read", stacklevel=2)
+        ignored = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        warnings.warn(f"{path}: {ignored} left out; {', '.join(sorted(SUFFIXES))} are read", stacklevel=2)
     if not files:
         raise ValueError(f"{path}: holds no {', '.join(sorted(SUFFIXES))} file")
     return files
@@ -115,7 +115,8 @@ def folder(path: str | Path, *, size: int) -> Source:
 def npz(path: str | Path, *, key: str) -> Source:
     """The uint8 array ``key`` of an .npz file: (N, H, W, 3), or grey as (N, H, W, 1) or (N, H, W).
 
-    Raises FileNotFoundError, or ValueError that lists the file's arrays, if it is not such an array or damaged.
+    Raises FileNotFoundError, or ValueError if the array is missing (with a list of the file's arrays), of another kind or
+    damaged.
     """
     path = Path(path)
     _, array = array_in(path, key)

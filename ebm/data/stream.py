@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 T = TypeVar("T")
-COMPILED: list[Any] = []  # FFCV changes numba's types under its own keys, so dropping its code prints a false KeyError
+COMPILED: list[Any] = []  # kept alive: FFCV changes numba types that are dictionary keys, so freeing its code prints a KeyError
 CURE = ("`pip install ffcv` needs a C++ compiler, pkg-config, OpenCV and libturbojpeg (Debian: build-essential pkg-config "
         "libopencv-dev libturbojpeg0-dev); tools/build_ffcv_wheel.sh makes a wheel that needs none of them")
 
@@ -44,11 +44,11 @@ def check_loader(loader: str) -> None:
 
 
 def import_ffcv() -> str:
-    """Imports FFCV, with its hand taken off torch's threads; says what is wrong where it can't be imported."""
+    """Imports FFCV without letting it change torch's number of threads; returns what is wrong where it can't be imported."""
     threads = torch.get_num_threads()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it imports modules that newer Pythons call deprecated
+            warnings.simplefilter("ignore")  # it imports modules that are deprecated in newer Pythons
             import numba
             from numba.core import config
 
@@ -71,8 +71,8 @@ def import_ffcv() -> str:
 
 @contextlib.contextmanager
 def plain_dictionaries() -> Iterator[None]:
-    """Context in which numba's typed dictionary is Python's: FFCV makes one of two words when it is imported and reads it
-    from Python alone, yet in every process that costs seconds of compiling."""
+    """Context in which numba's typed dictionary is Python's: on import FFCV makes one with two entries, which it reads from
+    Python alone and which would cost seconds of compiling in every process."""
     from numba import typed
 
     compiled, typed.Dict = typed.Dict, dict
@@ -108,12 +108,12 @@ def ffcv_batches(
         epoch = iter(loader)
         try:
             for (images,) in epoch:
-                # Its buffer is used again, so what leaves here is a copy: numpy's, since a parallel copy by torch in this
-                # thread would start a second team of OpenMP threads, and they'd slow down all of torch's arithmetic.
+                # FFCV reuses its buffer, so what leaves here is a copy: made by numpy, since a parallel copy by torch in this
+                # thread would start a second team of OpenMP threads, which would slow down all of torch's arithmetic.
                 yield images.pin_memory() if device.type == "cuda" else torch.from_numpy(images.numpy().copy())
         finally:
             epoch.close()
-            epoch.join(timeout=2.0)  # it reads that flag every half second, except where it waits to say that it has ended
+            epoch.join(timeout=2.0)  # it reads that flag every half second, except where it waits to announce its end
             if epoch.is_alive():
                 with contextlib.suppress(queue.Empty):
                     epoch.output_queue.get_nowait()
@@ -121,7 +121,7 @@ def ffcv_batches(
 
 
 def guarded(source: Iterable[T], *, timeout: float, path: Path) -> Generator[T]:
-    """Items of ``source``, drawn two ahead in a thread of their own; TimeoutError if one takes ``timeout`` seconds.
+    """Items of ``source``, read two ahead in a separate thread; raises TimeoutError if one takes ``timeout`` seconds.
 
     FFCV's pipeline thread ends silently when something raises inside it, and its reader then waits for ever.
     """

@@ -13,12 +13,12 @@ from ebm.data.quantum import QUANTUM
 from ebm.model import ScoreModel, sigma_of
 from ebm.precision import Precision
 
-GREY = QUANTUM  # what is smaller no image file shows
+GREY = QUANTUM  # one grey level; anything smaller is lost in an image file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A score σ s at one level against the noise n that it should tell."""
+    """How well σ s predicts −n on images noised by σ n, at one level."""
 
     sigma: float
     explained: float  # 1 − E‖σ s + n‖²/E‖n‖²
@@ -30,12 +30,12 @@ class Calibration:
 
     @property
     def gain(self) -> float:
-        """Share of the isotropic Gaussian's error that the model takes away; 0 for an untrained one."""
+        """Share of the isotropic Gaussian's error that the model removes; 0 for an untrained one."""
         return 1 - (1 - self.explained) / (1 - self.gaussian)
 
     @property
     def trusted(self) -> bool:
-        """Whether a sampler may follow it: no worse than the Gaussian, of the right size, and not lost in rounding.
+        """Whether a sampler may follow it: not clearly worse than the Gaussian, of the right size, and not lost in rounding.
 
         Below one grey level nothing is at stake.
         """
@@ -46,7 +46,7 @@ class Calibration:
 
     @property
     def rounded(self) -> bool:
-        """Whether rounding is half of the score or more: mixed precision's floor."""
+        """Whether the rounding error exceeds half of the score: mixed precision's floor."""
         return self.rounding > 0.5
 
 
@@ -61,10 +61,10 @@ def calibrate(
     precision: Precision,
     generator: torch.Generator,
 ) -> Calibration:
-    """Calibration on clean images (N, C, H, W) noised at ``sigma``, by a model that is given ``conditioning_sigma``
-    (which differs where a sampler asks at another level than its images lie at).
+    """Calibration on clean images (N, C, H, W) noised at ``sigma``, of the score that the model gives for
+    ``conditioning_sigma`` (another level where a sampler's images don't lie at the level it evaluates).
 
-    Every noise is used with both signs, which cancels most of the sampling error.
+    Each noise is used with both signs, which cancels most of the sampling error.
     """
     products: list[Tensor] = []
     squares: list[Tensor] = []
@@ -88,7 +88,7 @@ def calibrate(
 
 
 def _summary(means: Tensor, *, sigma: float, variance: float, rounding: float) -> Calibration:
-    """From each image's ⟨σ s, −n⟩, ‖σ s‖² and ‖n‖², (3, N), all over D."""
+    """From each image's ⟨σ s, −n⟩, ‖σ s‖² and ‖n‖², all divided by D, (3, N)."""
     products, squares = means[0], means[1]
     product, square, noise = float(products.mean()), max(float(squares.mean()), 1e-30), float(means[2].mean())
     slope = product / square
@@ -105,7 +105,7 @@ def _summary(means: Tensor, *, sigma: float, variance: float, rounding: float) -
 
 
 def trusted_range(calibrations: Sequence[Calibration]) -> tuple[float, float] | None:
-    """The widest range of neighbouring levels that are trusted, None where there is none above one grey level."""
+    """The widest run of neighbouring levels that are all trusted, None where there is none above one grey level."""
     ordered = sorted(calibrations, key=lambda c: c.sigma)
     runs = [list(run) for trusted, run in groupby(ordered, key=lambda c: c.trusted) if trusted]
     runs = [run for run in runs if run[-1].sigma >= GREY]
@@ -114,8 +114,8 @@ def trusted_range(calibrations: Sequence[Calibration]) -> tuple[float, float] | 
 
 
 def levels_around(sigmas: Sequence[float], *, decade: int) -> list[float]:
-    """``decade`` levels for each factor of ten, always the same ones, a factor of two (about one level: of ten) beyond
-    ``sigmas`` on both sides; and ``sigmas`` themselves where they are few."""
+    """``decade`` levels per factor of ten on a fixed grid, from a factor of two below ``sigmas`` to a factor of two above (of
+    ten where they span less than a decade); and ``sigmas`` themselves where there are at most three."""
     margin = 2.0 if max(sigmas) > 10 * min(sigmas) else 10.0
     low, high = math.log10(min(sigmas) / margin), math.log10(max(sigmas) * margin)
     spread = [10 ** (k / decade) for k in range(math.floor(low * decade), math.ceil(high * decade) + 1)]

@@ -14,32 +14,32 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Curvature:
-    """Of −∂s/∂x at one level: the Hessian of E, or for a score without energy its Jacobian's symmetric part."""
+    """Eigenvalues of −∂s/∂x at one level: the Hessian of E or, for a score without an energy, its Jacobian's symmetric part."""
 
     sigma: float
-    largest: float  # L, the greatest over the images: moves x + a s are stable below a = 2/L
-    smallest: float  # the least over the images; negative between modes
-    mean: float  # trace/D, over the images: how fast a typical direction relaxes
+    largest: float  # L, the greatest over all images: moves x + a s are stable below a = 2/L
+    smallest: float  # the least over all images; negative between modes
+    mean: float  # trace/D, averaged over the images: how fast a typical direction relaxes
     asymmetry: float  # ‖(J − Jᵀ)v‖/‖(J + Jᵀ)v‖, 0 for an energy
 
 
 def curvature(model: ScoreModel, x: Tensor, *, sigma: float, iterations: int, generator: torch.Generator) -> Curvature:
-    """Curvature at x, (B, C, H, W), at the level ``sigma``: one score and ``iterations`` backward passes of it (Lanczos 1950).
+    """Curvature at x, (B, C, H, W), at the level ``sigma``, from one score and ``iterations`` backward passes (Lanczos 1950).
 
     Raises FloatingPointError where the score or its derivative is not finite.
     """
     product, asymmetry = _product(model, x, sigma=sigma)
     start = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    diagonal, beside = _lanczos(product, start, iterations=min(iterations, x[0].numel()))
-    if not (diagonal.isfinite().all() and beside.isfinite().all()):
+    diagonal, side = _lanczos(product, start, iterations=min(iterations, x[0].numel()))
+    if not (diagonal.isfinite().all() and side.isfinite().all()):
         raise FloatingPointError("curvature: the score's derivative is not finite")
-    ritz = torch.linalg.eigvalsh(torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1))
+    ritz = torch.linalg.eigvalsh(torch.diag_embed(diagonal) + torch.diag_embed(side, 1) + torch.diag_embed(side, -1))
     return Curvature(sigma=sigma, largest=float(ritz[:, -1].max()), smallest=float(ritz[:, 0].min()),
                      mean=float(diagonal[:, 0].mean()), asymmetry=asymmetry(start))
 
 
 def _product(model: ScoreModel, x: Tensor, *, sigma: float) -> tuple[Product, Callable[[Tensor], float]]:
-    """v -> Hv for x's images, each its own, and how asymmetric they are along a vector."""
+    """v -> Hv, with each image's own H, and a measure of the asymmetry along a vector."""
     symmetric = has_energy(model)
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
@@ -64,27 +64,27 @@ def _product(model: ScoreModel, x: Tensor, *, sigma: float) -> tuple[Product, Ca
 
 
 def _lanczos(product: Product, start: Tensor, *, iterations: int) -> tuple[Tensor, Tensor]:
-    """Diagonal (B, k) and side (B, k − 1) of each image's tridiagonal matrix, in float64."""
+    """Diagonal (B, k) and off-diagonal (B, k − 1) of each image's tridiagonal matrix, in float64."""
     shape, flat = start.shape, start.flatten(1).double()
     v = flat / flat.norm(dim=1, keepdim=True)
     basis = [v]
     diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
+    off_diagonal: list[Tensor] = []
     for step in range(iterations):
         w = product(v.view(shape).to(start.dtype)).flatten(1).double()
         alpha = (v * w).sum(1)
-        if step:  # an invariant subspace is exhausted: repeat what lies inside the spectrum, and couple nothing to it
-            alpha = torch.where(beside[-1] > 0, alpha, diagonal[0])
+        if step:  # once an invariant subspace is exhausted, repeat a value inside the spectrum and couple nothing to it
+            alpha = torch.where(off_diagonal[-1] > 0, alpha, diagonal[0])
         diagonal.append(alpha)
         if step == iterations - 1:
             break
-        known = torch.stack(basis, 2)  # (B, D, k)
-        for _ in range(2):  # orthogonal to all before, twice for the last digits
-            w = w - (known @ (known.transpose(1, 2) @ w[:, :, None]))[:, :, 0]
+        previous = torch.stack(basis, 2)  # (B, D, k)
+        for _ in range(2):  # orthogonalised against all previous vectors, twice for the last digits
+            w = w - (previous @ (previous.transpose(1, 2) @ w[:, :, None]))[:, :, 0]
         beta = w.norm(dim=1)
         alive = beta > 1e-5 * diagonal[0].abs()
-        beside.append(torch.where(alive, beta, 0.0))
+        off_diagonal.append(torch.where(alive, beta, 0.0))
         v = torch.where(alive[:, None], w / beta.clamp(min=1e-300)[:, None], 0.0)
         basis.append(v)
-    side = torch.stack(beside, 1) if beside else start.new_zeros(len(start), 0, dtype=torch.float64)
+    side = torch.stack(off_diagonal, 1) if off_diagonal else start.new_zeros(len(start), 0, dtype=torch.float64)
     return torch.stack(diagonal, 1), side

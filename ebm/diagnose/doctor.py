@@ -1,4 +1,4 @@
-"""A whole diagnosis: calibration, one watched run of the sampler, curvature along it, verdicts and the cure."""
+"""A full diagnosis: calibration, one recorded run of the sampler, curvature along it, verdicts and the cure."""
 from __future__ import annotations
 
 import math
@@ -24,25 +24,25 @@ from ebm.precision import Precision
 from ebm.randomness import generator, image_generators, normal_like
 from ebm.samplers.step import Step
 
-Tell = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+Tell = Callable[[str, int, int], None]  # reports progress: what is being done, how much of it is done, of how much
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much a diagnosis may look at; raises ValueError for a number below its least."""
+    """How much a diagnosis measures; raises ValueError for a number below its minimum."""
 
     samples: int  # images that the sampler draws
     calibration: int  # held-out images at each level
-    levels: int  # of calibration, for each factor of ten in σ
+    levels: int  # of calibration, per factor of ten in σ
     states: int  # of the path, at which the curvature is measured
-    curvature: int  # images of each
+    curvature: int  # images of each of these states
     iterations: int  # of Lanczos
     components: int  # principal components of the data
 
     def __post_init__(self) -> None:
-        least = {"samples": 2, "calibration": 4, "levels": 1, "states": 2, "curvature": 1, "iterations": 2, "components": 1}
-        for name, value in least.items():
-            whole(value, **{name: getattr(self, name)})
+        minimum = {"samples": 2, "calibration": 4, "levels": 1, "states": 2, "curvature": 1, "iterations": 2, "components": 1}
+        for name, least in minimum.items():
+            whole(least, **{name: getattr(self, name)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,9 @@ class Diagnosis:
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """One model with held-out images (N, C, H, W) in [-1, 1]; ``diagnose`` looks at one sampler after another.
+    """One model with held-out images (N, C, H, W) in [-1, 1]; ``diagnose`` examines one sampler after another.
 
-    ``trained`` are the levels the model has seen, least and greatest, which the calibration covers too.
+    ``trained`` is the range of levels that the model was trained at, which the calibration covers too.
     """
 
     model: ScoreModel
@@ -74,14 +74,15 @@ class Doctor:
     precision: Precision
     seed: int
     tell: Tell
-    known: dict[tuple[float, float], Calibration] = field(default_factory=dict, repr=False)  # what was measured already
+    measured: dict[tuple[float, float], Calibration] = field(default_factory=dict, repr=False)  # shared by all diagnoses
 
     def diagnose(self, sampler: Bound) -> Diagnosis:
-        """Runs and measures everything; errors are the sampler's own."""
+        """Runs the sampler and measures everything; raises ValueError where its first step is not finite, and what the sampler
+        raises."""
         reference = Reference.fit(self.images, components=self.effort.components)
         path = self.watch(sampler, reference)
         if not path.records:
-            raise ValueError("sampler: its first step is not finite; the model is broken or the step is beyond float's range")
+            raise ValueError("sampler: its first step is not finite; the model is broken or the step size far too large")
         by_chance = reference.by_chance(self.images, count=self.effort.samples,
                                         generator=generator(self.images.device, self.seed, "by chance"))
         facts = Facts(
@@ -90,34 +91,34 @@ class Doctor:
             trial=try_on_twin(sampler, reference, seed=self.seed),
             ladder=ladder(path.records, start=start_of(sampler), dimensions=reference.dimensions))
         clean = facts.ladder.left < GREY and not (facts.single and facts.trial.off[0] < -1)  # a descent has no width to compare
-        about = [data_range(self.images), sample_range(path.final, reference) if clean else None,
-                 rounding_floor(facts.calibrations)]
+        outside = [data_range(self.images), sample_range(path.final, reference) if clean else None,
+                   rounding_floor(facts.calibrations)]
         findings = judge(facts)
         self.tell("prescription", 0, 1)
         prescription = prescribe(facts, findings, seed=self.seed)
         self.tell("prescription", 1, 1)
-        findings += [one for one in about if one is not None]
+        findings += [finding for finding in outside if finding is not None]
         return Diagnosis(facts=facts, findings=tuple(findings), notes=tuple(notes(facts)), prescription=prescription)
 
     def watch(self, sampler: Bound, reference: Reference) -> Path:
-        """One run of the sampler, under the precision it is used with."""
+        """One run of the sampler, in the precision it is used with."""
         device = self.images.device
         generators = image_generators(device, self.seed, range(self.effort.samples))
         noise = normal_like(torch.empty(self.effort.samples, *self.images.shape[1:], device=device, dtype=self.images.dtype),
                             generators)
         steps = sampler(self.model, noise, generators=generators)
-        path: Path | StepRecord | None = None
+        record: Path | StepRecord | None = None
         start = start_of(sampler)
-        # Whoever iterates sets autocast for the whole generator's moves: it is left between them.
-        followed = follow(self.mixed(steps), start * noise, sigma=start, reference=reference, energy=self.energy(),
-                          clamp=sampler.keywords.get("clamp"), states=self.effort.states)
-        for path in followed:
-            if isinstance(path, StepRecord):
-                self.tell("sampler", path.index + 1, 0)
-        assert isinstance(path, Path)
-        return path
+        # A generator's code runs under its caller's autocast, so that it is entered for each move and left in between.
+        records = follow(self.autocast(steps), start * noise, sigma=start, reference=reference, energy=self.energy(),
+                         clamp=sampler.keywords.get("clamp"), states=self.effort.states)
+        for record in records:
+            if isinstance(record, StepRecord):
+                self.tell("sampler", record.index + 1, 0)
+        assert isinstance(record, Path)
+        return record
 
-    def mixed(self, steps: Iterator[Step]) -> Iterator[Step]:
+    def autocast(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The steps, each made under autocast."""
         while True:
             with self.precision.autocast(self.images.device):
@@ -127,67 +128,67 @@ class Doctor:
             yield step
 
     def energy(self) -> EnergyOf | None:
-        """How the energy is read, None where there is none."""
+        """The energy as a function of x and σ, None where the model has none."""
         model = self.model
         if not has_energy(model):
             return None
 
         @torch.no_grad()
-        def read(x: Tensor, sigma: float) -> Tensor:
+        def energy(x: Tensor, sigma: float) -> Tensor:
             return model.energy(x, sigma_of(x, sigma=sigma))
 
-        return read
+        return energy
 
     def calibrations(self, records: Sequence[StepRecord]) -> tuple[Calibration, ...]:
-        """At levels wider than those trained and those walked."""
-        walked = [record.sigma for record in records]
-        levels = levels_around([*self.trained, min(walked), max(walked)], decade=self.effort.levels)
-        done = []
+        """Calibrations at levels that extend beyond those trained and those the sampler visits."""
+        visited = [record.sigma for record in records]
+        levels = levels_around([*self.trained, min(visited), max(visited)], decade=self.effort.levels)
+        calibrations = []
         for index, sigma in enumerate(levels):
             self.tell("calibration", index, len(levels))
-            done.append(self.calibrate(sigma, conditioning_sigma=sigma))
+            calibrations.append(self.calibrate(sigma, conditioning_sigma=sigma))
         self.tell("calibration", len(levels), len(levels))
-        return tuple(done)
+        return tuple(calibrations)
 
     def calibrate(self, sigma: float, *, conditioning_sigma: float) -> Calibration:
-        """Calibration on images noised at ``sigma`` of the model at ``conditioning_sigma``, measured once."""
+        """Calibration on images noised at ``sigma`` of the model at ``conditioning_sigma``, measured only once."""
         key = sigma, conditioning_sigma
-        if key not in self.known:
+        if key not in self.measured:
             source = generator(self.images.device, self.seed, "calibration", repr(sigma))
-            self.known[key] = calibrate(self.model, self.images[: self.effort.calibration], sigma=sigma,
-                                        conditioning_sigma=conditioning_sigma, batch=self.effort.samples,
-                                        precision=self.precision, generator=source)
-        return self.known[key]
+            self.measured[key] = calibrate(self.model, self.images[: self.effort.calibration], sigma=sigma,
+                                           conditioning_sigma=conditioning_sigma, batch=self.effort.samples,
+                                           precision=self.precision, generator=source)
+        return self.measured[key]
 
     def beginning(self, path: Path, sampler: Bound) -> Calibration | None:
-        """The guidance at the start of a sampler that knows one level only."""
+        """Calibration at the start of a sampler that uses a single level; None for any other."""
         levels = {record.sigma for record in path.records}
         if len(levels) != 1 or "start" not in sampler.keywords:
             return None
         return self.calibrate(start_of(sampler), conditioning_sigma=levels.pop())
 
     def curvatures(self, path: Path) -> Iterator[CurvatureAt]:
-        """Curvature at the kept states, and at held-out images noised to the same levels."""
+        """Curvature at the path's selected states, and at held-out images noised to the same levels."""
         source = generator(self.images.device, self.seed, "curvature")
-        measured: set[float] = set()
-        for place, (index, sigma, x) in enumerate(path.states):
-            self.tell("curvature", place, len(path.states))
+        levels: set[float] = set()
+        for count, (index, sigma, x) in enumerate(path.states):
+            self.tell("curvature", count, len(path.states))
             record = path.records[index]
             a = None if record.denoising or record.step_size is None else record.step_size
             few = slice(0, self.effort.curvature)
             farthest = torch.cat([x.abs().flatten(1).amax(1).argmax()[None], torch.arange(len(x), device=x.device)])[few]
-            if not record.denoising and (found := self.curved(x[farthest], sigma, source)):
-                yield CurvatureAt(index=index, curvature=found, step_size=a, on_path=True)
-            if sigma not in measured:
-                measured.add(sigma)
+            if not record.denoising and (here := self.finite_curvature(x[farthest], sigma, source)):
+                yield CurvatureAt(index=index, curvature=here, step_size=a, on_path=True)
+            if sigma not in levels:
+                levels.add(sigma)
                 clean = self.images[few]
                 noise = torch.randn(clean.shape, generator=source, device=clean.device, dtype=clean.dtype)
-                if found := self.curved(clean + sigma * noise, sigma, source):
-                    yield CurvatureAt(index=index, curvature=found, step_size=a, on_path=False)
+                if here := self.finite_curvature(clean + sigma * noise, sigma, source):
+                    yield CurvatureAt(index=index, curvature=here, step_size=a, on_path=False)
         self.tell("curvature", len(path.states), len(path.states))
 
-    def curved(self, x: Tensor, sigma: float, source: torch.Generator) -> Curvature | None:
-        """The curvature at x, None where it is not finite."""
+    def finite_curvature(self, x: Tensor, sigma: float, source: torch.Generator) -> Curvature | None:
+        """The curvature at x (B, C, H, W), None where it is not finite."""
         try:
             return curvature(self.model, x, sigma=sigma, iterations=self.effort.iterations, generator=source)
         except FloatingPointError:
@@ -195,16 +196,18 @@ class Doctor:
 
 
 def notes(facts: Facts) -> Iterator[str]:
-    """What is not wrong but worth knowing."""
+    """What is worth knowing although it is not a fault."""
     if facts.single and facts.temperature is not None and facts.temperature < 0.5:
-        yield f"the temperature b²/(2a) is {facts.temperature:.2g}: it ends at modes of the energy instead of sampling it"
+        yield (f"the temperature b²/(2a) is {facts.temperature:.2g}, so the sampler ends at modes of the energy instead of "
+               "sampling from it")
     if facts.single and facts.temperature and facts.moves[0].drift > 0:
         first, steps = facts.moves[0], len(facts.moves)
-        yield (f"in one step noise is {first.noise_size / first.drift:.3g} times the drift; over {steps} steps drift may add "
-               f"up {steps}-fold and noise {math.sqrt(steps):.3g}-fold")
+        yield (f"in one step the noise is {first.noise_size / first.drift:.3g} times the drift, but over {steps} steps drift "
+               f"can add up {steps}-fold and noise only {math.sqrt(steps):.3g}-fold")
     if facts.by_chance > FAR:
-        yield (f"so few samples say little: of as many of the data's own images, one draw in twenty lies {facts.by_chance:.2g} "
-               "or farther from the data's statistics; raise effort.samples")
+        yield (f"so few samples say little: for one draw in twenty of as many real images, the distance from the data's "
+               f"statistics is {facts.by_chance:.2g} or more; raise effort.samples")
     asymmetry = max((at.curvature.asymmetry for at in facts.curvatures), default=0.0)
     if asymmetry > 0:
-        yield f"the score is no gradient: its Jacobian's asymmetry is {asymmetry:.2g}, and curvatures are of its symmetric part"
+        yield (f"the score is not a gradient: its Jacobian has asymmetry {asymmetry:.2g}, and curvatures are those of its "
+               "symmetric part")

@@ -17,7 +17,7 @@ Number = float | int | None
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is wrong, in words, with the numbers that show it."""
+    """A fault in words, with the numbers that show it."""
 
     name: str
     words: str
@@ -26,12 +26,12 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvatureAt:
-    """A curvature, and the step size used where it was measured."""
+    """A curvature, and the step size that the sampler used there."""
 
     index: int
     curvature: Curvature
     step_size: float | None
-    on_path: bool  # or at held-out images noised to the same level
+    on_path: bool  # else at held-out images noised to the same level
 
     @property
     def stiffness(self) -> float:
@@ -41,13 +41,13 @@ class CurvatureAt:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that was measured."""
+    """Everything that was measured, and what follows from it."""
 
     sampler: Bound
     reference: Reference
-    by_chance: float  # how far from the data's statistics chance alone takes as many images of the data itself
+    by_chance: float  # distance from the data's statistics that as many real images reach by chance alone
     calibrations: tuple[Calibration, ...]
-    beginning: Calibration | None  # at the start's noise, by the score at the sampler's only level
+    beginning: Calibration | None  # on images with the start's noise, of the score at the sampler's only level
     path: Path
     ladder: Ladder
     curvatures: tuple[CurvatureAt, ...]
@@ -55,37 +55,37 @@ class Facts:
 
     @property
     def moves(self) -> list[StepRecord]:
-        """Langevin's and its relatives'."""
+        """The moves of Langevin and its relatives, without the final denoising step."""
         return langevin_moves(self.path.records)
 
     @property
     def single(self) -> bool:
-        """Whether all moves are Langevin's at one level."""
+        """Whether all moves are Langevin moves at a single level."""
         return self.ladder.levels == 1 and bool(self.moves)
 
     @property
     def descent(self) -> bool:
-        """Whether it goes down at one level with hardly any noise: such a sampler aims at no law."""
+        """Whether the sampler descends at one level with hardly any noise: then it has no target distribution."""
         return self.single and (self.temperature or 0.0) < 0.1
 
     @property
     def ahead(self) -> tuple[CurvatureAt, ...]:
-        """Those that a repaired sampler will encounter: at noised images, and on the stable part of the path."""
+        """Curvatures that a repaired sampler will encounter: at noised images, and on the stable part of the path."""
         return tuple(at for at in self.plausible if not at.on_path or at.stiffness < 2)
 
     @property
     def tested(self) -> bool:
-        """Whether moves pass a Metropolis test, which forgives large steps by refusing them."""
+        """Whether moves undergo a Metropolis test, which corrects for large steps by rejecting them."""
         return any(record.acceptance is not None for record in self.moves)
 
     @property
     def sharpest(self) -> CurvatureAt | None:
-        """Where a·L is greatest."""
+        """The curvature at which a·L is greatest."""
         return max(self.plausible, key=lambda at: at.stiffness, default=None)
 
     @property
     def plausible(self) -> tuple[CurvatureAt, ...]:
-        """Those measured where images can be: not where a state has already exploded."""
+        """Curvatures measured where images can lie, not where a state has already exploded."""
         start = float(self.path.start.square().mean())
         rms = {record.index: record.rms for record in self.path.records}
         return tuple(at for at in self.curvatures if not at.on_path or rms[at.index] ** 2
@@ -98,14 +98,14 @@ class Facts:
 
     @property
     def relaxation(self) -> float | None:
-        """Σ a·λ of a single level, λ the mean curvature trace/D: e-folds in which a typical direction forgets its start."""
+        """Σ a·λ at a single level, λ the mean curvature trace/D: the e-folds by which a typical direction forgets its start."""
         if not self.single:
             return None
-        means = [[at.curvature.mean for at in self.curvatures if at.on_path is here] for here in (True, False)]
+        means = [[at.curvature.mean for at in self.curvatures if at.on_path is on_path] for on_path in (True, False)]
         typical = max((median(values) for values in means if values), default=0.0)  # the benefit of the doubt
         return max(0.0, typical) * sum(record.step_size or 0.0 for record in self.moves)
 
     @property
     def trusted(self) -> tuple[float, float] | None:
-        """The range of σ in which the score is to be trusted."""
+        """The range of σ in which the score can be trusted."""
         return trusted_range(self.calibrations)

@@ -1,4 +1,4 @@
-"""What cures a sampler: other hyperparameters, another sampler or another training, tried on the twin first."""
+"""How to cure a sampler: other hyperparameters, another sampler or another training, tried on the twin first."""
 from __future__ import annotations
 
 import dataclasses
@@ -14,14 +14,14 @@ from ebm.samplers.annealed import annealed_langevin
 from ebm.schedule import LogUniform
 
 MOST_MOVES = 4000  # that a prescription may ask for
-STIFFNESS = 0.5  # a·L of a prescribed step: a quarter of the stable limit
-TRAINING = ("model=unet", "schedule=lognormal")  # all levels, and a network that is told which
+STIFFNESS = 0.5  # a·L of a prescribed step: a quarter of the stability limit
+TRAINING = ("model=unet", "schedule=lognormal")  # all levels, and a network conditioned on them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prescription:
-    """``changes`` of the sampler's hyperparameters, by their names below ``sampler`` in a config; ``choices`` of config
-    groups where it is another sampler; ``training``: what the next run should be trained with."""
+    """``changes`` to the sampler's hyperparameters, by their names under ``sampler`` in a config; ``choices`` of config
+    groups where it is another sampler; ``training``: overrides for the next run's training."""
 
     sampler: Bound | None  # ready to run; None where no sampler helps
     choices: tuple[str, ...]
@@ -31,7 +31,7 @@ class Prescription:
 
     @property
     def overrides(self) -> list[str]:
-        """As they are written on the command line."""
+        """What to add on the command line."""
         return [*self.choices, *(f"sampler.{name}={_written(value)}" for name, value in self.changes.items())]
 
 
@@ -47,18 +47,18 @@ def prescribe(facts: Facts, findings: list[Finding], *, seed: int) -> Prescripti
     if not names:
         return None
     cure = _repaired(facts, names, seed=seed)
-    training = TRAINING if cure is None or not cure.whole or ("blind" in names and not _covers(facts)) else ()
-    said = []
+    training = TRAINING if cure is None or not cure.complete or ("blind" in names and not _covers(facts)) else ()
+    advice = []
     if cure is not None:
         settings = ", ".join(f"{name} = {_written(value)}" for name, value in cure.changes.items())
-        said.append(f"sample with {' '.join((*cure.choices, settings))}"
-                    + ("" if cure.whole else " (as far as this sampler and these levels go)"))
+        advice.append(f"sample with {' '.join((*cure.choices, settings))}"
+                      + ("" if cure.complete else " (the best setting found, but no full cure)"))
     if training:
-        said.append(f"train with {' '.join(training)}, so that every level on the way from noise to images is known, or for "
-                    "longer where that is how it was trained")
+        advice.append(f"train with {' '.join(training)}, so that the model knows every level on the way from noise to images, "
+                      "or for longer if it was trained that way already")
     return Prescription(
         sampler=cure.sampler if cure else None, choices=cure.choices if cure else (), changes=cure.changes if cure else {},
-        training=training, words="; ".join(said))
+        training=training, words="; ".join(advice))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +68,22 @@ class Cure:
     choices: tuple[str, ...]
     changes: Mapping[str, object]
     sampler: Bound
-    whole: bool = False  # whether it samples the twin soundly
+    complete: bool = False  # whether it samples the twin soundly
 
 
 def _repaired(facts: Facts, names: set[str], *, seed: int) -> Cure | None:
-    """The first candidate that samples the twin soundly, else the one that comes nearest; None where none may be tried."""
+    """The first candidate that samples the twin soundly, else the one that comes closest; None where there is none to try."""
     if "blind" in names and facts.trusted is None:
         return None
     best: tuple[float, Cure] | None = None
     for cure in _candidates(facts, names):
-        if not cure.changes:  # as it is
-            if "blind" in names and facts.trial.sound:  # with a true score it needs no cure: the score does
+        if not cure.changes:  # the sampler as it is
+            if "blind" in names and facts.trial.sound:  # it is the score that needs a cure
                 return None
             continue
         trial = try_on_twin(cure.sampler, facts.reference, seed=seed)
         if trial.sound:
-            return dataclasses.replace(cure, whole=True)
+            return dataclasses.replace(cure, complete=True)
         off = max(abs(value) for value in trial.off)
         if best is None or off < 0.8 * best[0]:
             best = off, cure
@@ -101,8 +101,8 @@ def _candidates(facts: Facts, names: set[str]) -> Iterator[Cure]:
     final: dict[str, object] = {"denoise": True} if "noise left" in names else {}
     for changes in sorted(_ladders(facts, names), key=lambda c: _moves({**settings, **c})):
         if _moves({**settings, **changes}) <= max(MOST_MOVES, _moves(settings)):
-            whole = {**changes, **final, **limits}
-            yield Cure(choices=(), changes=whole, sampler=changed(facts.sampler, whole))
+            every = {**changes, **final, **limits}
+            yield Cure(choices=(), changes=every, sampler=changed(facts.sampler, every))
 
 
 def _moves(settings: Mapping[str, object]) -> int:
@@ -112,7 +112,7 @@ def _moves(settings: Mapping[str, object]) -> int:
 
 
 def _ladders(facts: Facts, names: set[str]) -> Iterator[dict[str, object]]:
-    """Other step sizes, moves a level and levels."""
+    """Changes of a ladder's step size, moves per level and number of levels."""
     settings, sizes = facts.sampler.keywords, _sizes(facts, names)
     each = next((name for name in ("steps_per_level", "corrector_steps") if name in settings), None)
     for size, more, finer in itertools.product(sizes, (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16)):
@@ -126,7 +126,7 @@ def _ladders(facts: Facts, names: set[str]) -> Iterator[dict[str, object]]:
 
 
 def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
-    """Candidates for a ladder's step size: as it is where it is stable, and the greatest that is safe."""
+    """Candidates for a ladder's step size: the present one where it is stable, and the largest that is safe."""
     settings = facts.sampler.keywords
     safe = STIFFNESS / max([1.0, *(at.curvature.largest * at.curvature.sigma**2 for at in facts.ahead)])
     large = bool(names & {"diverging", "noise-dominated"})
@@ -141,7 +141,7 @@ def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
 
 
 def _limits(facts: Facts) -> dict[str, object] | None:
-    """The trusted part of the grid that is walked; None where there is none, or one level of it."""
+    """Limits that keep the grid to its trusted part; None where that is empty or a single level."""
     assert facts.trusted is not None
     visited = [record.sigma for record in facts.path.records]
     least, greatest = (float(f"{sigma:.3g}") for sigma in facts.trusted)
@@ -159,13 +159,14 @@ def _covers(facts: Facts) -> bool:
 
 
 def _single_level(facts: Facts, names: set[str]) -> Iterator[Cure]:
-    """A safe step with more and more of them; where noise is left, or is missing as in a descent, a ladder that ends clean."""
+    """A safe step size with ever more steps, and then a ladder that ends with a denoising step, which alone helps where noise
+    is left, or missing as in a descent."""
     settings = facts.sampler.keywords
     largest = max([1e-12, *(at.curvature.largest for at in facts.ahead or facts.plausible)])
-    bad = bool(names & {"diverging", "noise-dominated", "frozen", "not mixed"})
-    a = STIFFNESS / largest if bad else settings["step_size"]
+    unfit = bool(names & {"diverging", "noise-dominated", "frozen", "not mixed"})
+    a = STIFFNESS / largest if unfit else settings["step_size"]
     if "diverging" in names:
-        a = min(a, settings["step_size"] / 4)  # where it is stable near the data and not where it strays to
+        a = min(a, settings["step_size"] / 4)  # the step may be stable near the data but not where the path strays
     a = float(f"{a:.3g}")
     if not facts.descent and not names & {"noise left", "blind"}:
         for more in (1, 2, 4, 8, 16):
@@ -176,14 +177,14 @@ def _single_level(facts: Facts, names: set[str]) -> Iterator[Cure]:
 
 
 def _ladder_instead(facts: Facts, a: float) -> Iterator[Cure]:
-    """Annealed Langevin within the trusted levels, from one level with a denoising end to a whole ladder."""
+    """Annealed Langevin within the trusted levels: one level with a final denoising step, then a whole ladder."""
     sigma, steps = facts.path.records[-1].sigma, facts.sampler.keywords["steps"]
     low, high = facts.trusted or (sigma, sigma)
     scale = round(min(a / sigma**2, STIFFNESS), 4)
     top = min(high, max(3 * math.sqrt(facts.reference.variances[0]), sigma))
     bottom = max(low, min(0.01, sigma))
     ranges = []
-    if _covers(facts) and top > 1.1 * bottom:  # else its start would be no noised image
+    if _covers(facts) and top > 1.1 * bottom:  # otherwise its start would not be a noised image
         rungs = math.ceil(math.log(top / bottom) / math.log(1 + 3 / math.sqrt(2 * facts.reference.dimensions)))
         ranges.append((bottom, top, max(2, rungs)))
     if low <= sigma <= high:

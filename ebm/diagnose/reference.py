@@ -1,4 +1,4 @@
-"""The data's own statistics, against which a sampler's states are held: a Gaussian with the data's principal components."""
+"""The data's statistics, with which a sampler's states are compared: a Gaussian with the data's principal components."""
 from __future__ import annotations
 
 import math
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ebm.model import per_image
 
-DRAWS = 200  # of real images, to see how far chance alone takes them from their own statistics
+DRAWS = 200  # of real images, to estimate how far from their own statistics they lie by chance alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Mean and covariance of images: principal components and, for all other directions, one variance
-    (probabilistic PCA, Tipping & Bishop 1999), gathered into bands of components from the widest to the rest."""
+    """Mean and covariance of images: principal components and a single variance for all other directions
+    (probabilistic PCA, Tipping & Bishop 1999), grouped into bands from the widest components to the rest."""
 
     mean: Tensor  # (D,)
     basis: Tensor  # (D, K), orthonormal
@@ -26,9 +26,9 @@ class Reference:
 
     @classmethod
     def fit(cls, images: Tensor, *, components: int) -> Reference:
-        """Of images (N, C, H, W), at most ``components`` of them; raises ValueError below 8 images.
+        """Fits images (N, C, H, W) with at most ``components`` principal components; raises ValueError below 8 images.
 
-        Directions come from one half of the images and variances from the other, so that they are not flattered.
+        Directions come from one half of the images and variances from the other, so that these are not overfitted.
         """
         if len(images) < 8:
             raise ValueError(f"images: {len(images)} are not accepted; the data's statistics need at least 8")
@@ -56,26 +56,26 @@ class Reference:
         return (*bands, max(0.0, float(rest)))
 
     def distance(self, x: Tensor, *, sigma: float) -> float:
-        """How far x (B, C, H, W) is from the data noised at ``sigma``: the Fréchet distance of their bands' Gaussians,
-        relative to the law's own width (0 the same, 1 as far as the data's mean repeated)."""
+        """How far x (B, C, H, W) is from the data noised at ``sigma``: the Fréchet distance between their bands' Gaussians,
+        relative to the noised data's width (0: the same; 1: as far as the data's mean repeated)."""
         flat = x.flatten(1).float()
-        mean, more = flat.mean(0), len(x) / max(1, len(x) - 1)
+        mean, bessel = flat.mean(0), len(x) / max(1, len(x) - 1)
         shifts, spreads = self.moments(mean[None]), self.moments(flat - mean + self.mean)
-        apart, width = 0.0, 0.0
+        squared, width = 0.0, 0.0
         for size, shift, spread, variance in zip(self.sizes, shifts, spreads, self.variances, strict=True):
-            own = spread * more  # of the law that few images x are drawn from
-            apart += size * (math.sqrt(own) - math.sqrt(variance + sigma**2)) ** 2
-            apart += size * max(0.0, shift - own / len(x))
+            unbiased = spread * bessel
+            squared += size * (math.sqrt(unbiased) - math.sqrt(variance + sigma**2)) ** 2
+            squared += size * max(0.0, shift - unbiased / len(x))  # less the sample mean's own variance
             width += size * (variance + sigma**2)
-        return math.sqrt(apart / width)
+        return math.sqrt(squared / width)
 
     def by_chance(self, images: Tensor, *, count: int, generator: torch.Generator) -> float:
-        """The distance that 19 of 20 draws of ``count`` images of the data itself, (N, C, H, W), stay below."""
+        """The 95th percentile of the distance over draws of ``count`` images of the data itself, (N, C, H, W)."""
         picked = torch.rand(DRAWS, len(images), generator=generator, device=images.device).argsort(1)[:, :count]
         return float(torch.tensor([self.distance(images[rows], sigma=0.0) for rows in picked]).quantile(0.95))
 
     def noise(self, x: Tensor) -> float:
-        """The noise level at which x (B, C, H, W) seems to lie: what its rest band has beyond the data's."""
+        """The noise level that x (B, C, H, W) appears to have, from the excess of its last band's variance over the data's."""
         return math.sqrt(max(0.0, self.moments(x)[-1] - self.variances[-1]))
 
 
@@ -89,8 +89,8 @@ def _band_sizes(count: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Twin:
-    """The perfect model of a Gaussian whose columns have the bands' standard deviations: what a sampler makes of it is
-    the sampler's own doing. Images of (1, rows, bands), mean 0."""
+    """The exact model of a Gaussian whose columns have the bands' standard deviations, so that any error of a sampler on it is
+    the sampler's own. Images of (1, rows, bands), mean 0."""
 
     deviations: tuple[float, ...]
 
@@ -103,5 +103,5 @@ class Twin:
         return 0.5 * (x.square() / self.variance(x, sigma)).flatten(1).sum(1)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Its gradient's negative, of x's shape."""
+        """−∇E, of x's shape."""
         return -x / self.variance(x, sigma)

@@ -1,4 +1,4 @@
-"""A sampler tried on a Gaussian as wide as the data, with a perfect score: what is wrong there is the sampler's own doing."""
+"""A sampler tried on a Gaussian as wide as the data, with its exact score: what goes wrong there is the sampler's own fault."""
 from __future__ import annotations
 
 import dataclasses
@@ -18,16 +18,16 @@ from ebm.randomness import image_generators, normal_like
 from ebm.samplers.step import Step
 
 Bound = functools.partial[Any]  # a sampler with its hyperparameters bound, as Hydra's _partial_ makes it
-FAR = 0.5  # a distance from the data's statistics that shows
-ROWS, IMAGES = 256, 8  # 2,048 samples of each band: its standard deviation is known to 1.6 %
+FAR = 0.5  # the distance from the data's statistics above which samples are visibly off
+ROWS, IMAGES = 256, 8  # 2,048 samples of each band, so that its standard deviation is known to 1.6 %
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """Where a sampler ends on the twin."""
 
-    off: tuple[float, ...]  # ln of the standard deviation reached over that of the law aimed at, for each band
-    lost: float  # distance of the law aimed at from the data's: detail that a denoising from the last level cannot give back
+    off: tuple[float, ...]  # ln of the standard deviation reached over the target's, for each band
+    lost: float  # distance of the target from the data: detail that denoising from the last level cannot restore
     ladder: Ladder
     acceptance: float | None
 
@@ -38,51 +38,53 @@ class Trial:
 
     @property
     def followed(self) -> bool:
-        """Whether noise follows the ladder."""
+        """Whether the noise keeps up with the ladder."""
         return self.ladder.lag is None or self.ladder.lag <= 1.4
 
     @property
     def sound(self) -> bool:
-        """Whether a perfect model would be sampled well."""
+        """Whether the sampler would do well with an exact model."""
         return self.lost <= FAR and self.mixed and self.followed and (self.acceptance is None or self.acceptance > 0.3)
 
 
 @torch.no_grad()
 def try_on_twin(sampler: Bound, reference: Reference, *, seed: int) -> Trial:
-    """Runs ``sampler`` on the reference's twin; the cost doesn't depend on the model."""
+    """Runs ``sampler`` on the reference's twin, at a cost that doesn't depend on the model."""
     twin = Twin(deviations=tuple(math.sqrt(variance) for variance in reference.variances))
     generators = image_generators("cpu", seed, range(IMAGES))
     noise = normal_like(torch.empty(IMAGES, 1, ROWS, len(twin.deviations)), generators)
     records, x = [], noise
     for step in sampler(twin, noise, generators=generators):
         x = step.x
-        records.append(_light(step))
+        records.append(_without_state(step))
         if not bool(x.isfinite().all()):
             break
-    goals = aimed_at(records, twin.deviations)
+    targets = target_deviations(records, twin.deviations)
     reached = x.double().square().mean((0, 1, 2)).sqrt().nan_to_num(1e30, 1e30).tolist()
-    moves = [record.acceptance for record in records if record.acceptance is not None]
+    acceptances = [record.acceptance for record in records if record.acceptance is not None]
     return Trial(
-        off=tuple(_log(one, goal) for one, goal in zip(reached, goals, strict=True)),
-        lost=distance_between(goals, twin.deviations, reference.sizes) if records[-1].denoising else 0.0,
+        off=tuple(_log_ratio(deviation, target) for deviation, target in zip(reached, targets, strict=True)),
+        lost=relative_distance(targets, twin.deviations, reference.sizes) if records[-1].denoising else 0.0,
         ladder=ladder(records, start=start_of(sampler), dimensions=reference.dimensions),
-        acceptance=sum(moves) / len(moves) if moves else None,
+        acceptance=sum(acceptances) / len(acceptances) if acceptances else None,
     )
 
 
-def distance_between(these: Sequence[float], those: Sequence[float], sizes: Sequence[int]) -> float:
-    """Fréchet distance of Gaussians with these standard deviations in each band from those, relative to those."""
-    apart = sum(size * (one - other) ** 2 for size, one, other in zip(sizes, these, those, strict=True))
-    return math.sqrt(apart / sum(size * other**2 for size, other in zip(sizes, those, strict=True)))
+def relative_distance(deviations: Sequence[float], reference: Sequence[float], sizes: Sequence[int]) -> float:
+    """Fréchet distance of a Gaussian with these standard deviations in each band from the ``reference``, relative to the
+    latter's width."""
+    squared = sum(size * (s - own) ** 2 for size, s, own in zip(sizes, deviations, reference, strict=True))
+    return math.sqrt(squared / sum(size * own**2 for size, own in zip(sizes, reference, strict=True)))
 
 
-def _log(one: float, goal: float) -> float:
-    return 0.0 if abs(one - goal) < GREY else math.log(max(one, 1e-9) / max(goal, 1e-9))
+def _log_ratio(deviation: float, target: float) -> float:
+    """ln of the ratio, 0 where the two differ by less than one grey level."""
+    return 0.0 if abs(deviation - target) < GREY else math.log(max(deviation, 1e-9) / max(target, 1e-9))
 
 
-def aimed_at(records: list[StepRecord], deviations: tuple[float, ...]) -> list[float]:
-    """The standard deviations that a run should end with, where data have ``deviations``: noised at its last level,
-    or, where the last move takes noise away, of the means of what remains possible."""
+def target_deviations(records: list[StepRecord], deviations: tuple[float, ...]) -> list[float]:
+    """The standard deviations that a run should end with, where data have ``deviations``: those of data noised to its last
+    level or, where the last move denoises, of the posterior means."""
     last, sigma = records[-1], records[-1].sigma
     if last.step_size is None:
         return list(deviations)
@@ -92,7 +94,7 @@ def aimed_at(records: list[StepRecord], deviations: tuple[float, ...]) -> list[f
 
 
 def start_of(sampler: Bound) -> float:
-    """Standard deviation of the noise that a sampler starts from."""
+    """Standard deviation of the noise from which a sampler starts."""
     settings = sampler.keywords
     return float(settings["start"] if "start" in settings else settings["grid"].sigmas(settings["steps"])[0])
 
@@ -107,8 +109,8 @@ def changed(sampler: Bound, changes: Mapping[str, object]) -> Bound:
     return functools.partial(sampler.func, **settings)
 
 
-def _light(step: Step) -> StepRecord:
-    """A record of the move alone."""
+def _without_state(step: Step) -> StepRecord:
+    """A record of the move alone, without measurements of x."""
     a, b, none = step.step_size, step.noise_size, math.nan
     return StepRecord(
         index=step.index, sigma=step.sigma, sigma_after=step.sigma_after, step_size=a, noise_size=b, drift=none,

@@ -1,5 +1,5 @@
-"""Self-attention over pixels, with its second derivative written out: fused kernels have none, and PyTorch makes it operation
-by operation. A third derivative raises RuntimeError."""
+"""Self-attention over pixels, with its second derivative written out: fused kernels have none, and PyTorch would derive it
+operation by operation. A third derivative raises RuntimeError."""
 from __future__ import annotations
 
 import math
@@ -33,8 +33,8 @@ class Attention(nn.Module):
         batch, channels, height, width = h.shape
         h, normal = self.norm.skip_and_norm(h, silu=False)
         qkv = self.qkv(normal).view(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = (one.flatten(0, 1) for one in qkv.unbind(1))  # each (B · heads, channels/heads, H · W)
-        q = q / math.sqrt(q.shape[1])  # before the product, which could leave float16's range
+        q, k, v = (part.flatten(0, 1) for part in qkv.unbind(1))  # each (B · heads, channels/heads, H · W)
+        q = q / math.sqrt(q.shape[1])  # before the product, which might overflow in float16
         mixed = attend(q, k, v).view(h.shape).contiguous(memory_format=memory_format_of(h))
         out: Tensor = h + self.out(mixed)
         return out
@@ -48,7 +48,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def weights(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(qᵀk) over the keys, (B, N, N), in the numbers' own type, whatever autocast makes of softmax."""
+    """softmax(qᵀk) over the keys, (B, N, N), in q's dtype, whatever autocast makes of softmax."""
     return torch.bmm(q.mT, k).softmax(dim=-1).to(q.dtype)
 
 
@@ -63,12 +63,12 @@ class Attend(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
-        way = AttendBackward.apply if torch.is_grad_enabled() else gradients
-        return way(g.contiguous(), *ctx.saved_tensors)
+        backward = AttendBackward.apply if torch.is_grad_enabled() else gradients
+        return backward(g.contiguous(), *ctx.saved_tensors)
 
 
 class AttendBackward(Function):
-    """Gradients (dq, dk, dv) of `Attend` at g (B, C, N); P is taken as the function of q and k that it is."""
+    """Gradients (dq, dk, dv) of `Attend` at g (B, C, N), themselves differentiable; P counts as a function of q and k."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,8 +85,8 @@ class AttendBackward(Function):
         g, q, k, v, p = ctx.saved_tensors
         a, t = torch.bmm(g.mT, v), torch.baddbmm(torch.bmm(vq.mT, k), q.mT, vk)
         on_a, s = through(t, p), through(a, p)
-        # P moves s and g P; what is the same along a row is of no account, so t and a may stand less their means.
-        wide = torch.float32 if p.dtype == torch.float16 else p.dtype  # t carries the loss's scale, and t · a its own on top
+        # Both s and g P depend on P. Constants along a row don't matter, so t and a may be centred.
+        wide = torch.float32 if p.dtype == torch.float16 else p.dtype  # t carries the loss scale, and t · a that of a as well
         a, t, weight = a.to(wide), t.to(wide), p.to(wide)
         on_p = torch.bmm(g.mT, vv).to(wide).addcmul_(centred(t, weight), centred(a, weight))
         on_qk = through(on_p, weight).to(p.dtype)
@@ -103,7 +103,7 @@ def gradients(g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> tuple[Te
 
 
 def through(on_p: Tensor, p: Tensor) -> Tensor:
-    """A gradient in P as one in the numbers that P is the softmax of: P ∘ (on_p − ⟨on_p⟩)."""
+    """A gradient in P carried back through the softmax: P ∘ (on_p − ⟨on_p⟩)."""
     s: Tensor = aten._softmax_backward_data(on_p, p, -1, p.dtype)
     return s
 

@@ -1,6 +1,6 @@
 """Convolution with its second derivative written out: score losses differentiate gradients.
 
-PyTorch makes a weight's gradient in the second derivative as another convolution, whose kernel is as large as the image.
+In the second derivative PyTorch computes a weight's gradient as another convolution, whose kernel is as large as the image.
 """
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, 
 
 
 def lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors in autocast's precision, where it is on: a Function's inputs are kept as they come in."""
+    """The tensors in autocast's precision, where it is on: a Function saves its inputs as they are."""
     kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # there is no autocast on meta tensors to ask about
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # asking about meta tensors would raise: they have no autocast
         return x, weight, bias
     dtype = torch.get_autocast_dtype(kind)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -53,7 +53,7 @@ class Convolution(Function):
         x, weight = ctx.saved_tensors
         needed, parameters = ctx.needs_input_grad, Wanted.parameters
         mask = (needed[0], needed[1] and parameters, ctx.bias and needed[2] and parameters)
-        # A slice, where it comes from torch.cat: copied once, not again in each gradient of this gradient.
+        # Where g is a slice, from torch.cat, it is copied once here, not again in each gradient of this gradient.
         g = g.contiguous(memory_format=memory_format_of(x, weight))
         return *convolution_gradients(g, x, weight, ctx.stride, ctx.padding, mask), None, None
 
@@ -89,8 +89,8 @@ def convolution_gradients(
     g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a convolution, which are differentiable in turn where gradients are enabled."""
-    way = ConvolutionBackward.apply if torch.is_grad_enabled() else gradients  # the former takes time even where it needn't
-    return way(g, x, weight, stride, padding, mask)
+    backward = ConvolutionBackward.apply if torch.is_grad_enabled() else gradients  # a Function takes time even without a graph
+    return backward(g, x, weight, stride, padding, mask)
 
 
 def gradients(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, mask: Mask) -> tuple[Tensor | None, ...]:
@@ -103,11 +103,11 @@ def gradients(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, m
         return None, None, None
     result: tuple[Tensor | None, ...] = aten.convolution_backward(
         g, x, weight, [weight.shape[0]], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask)
-    return tuple(one if wanted else None for one, wanted in zip(result, mask, strict=True))
+    return tuple(gradient if wanted else None for gradient, wanted in zip(result, mask, strict=True))
 
 
 def value(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """The convolution itself; its gradients, where a graph is kept, are PyTorch's own."""
+    """The convolution itself; where a graph is built, its gradients are PyTorch's own."""
     if not pointwise(x, weight, stride, padding):
         return F.conv2d(x, weight, bias, stride, padding)
     columns, matrix = x.flatten(2), weight.flatten(1).contiguous().expand(len(x), -1, -1)
@@ -116,9 +116,9 @@ def value(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: 
 
 
 def pointwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the convolution is made as a product of matrices at each image: oneDNN's takes up to five times as long.
+    """Whether the convolution is computed as one matrix product per image: oneDNN's kernel takes up to five times as long.
 
-    But in half precision PyTorch copies the matrix for every image, which must not be more than the images themselves.
+    But in half precision PyTorch copies the matrix for every image, so it must not be larger than the image itself.
     """
     if x.device.type != "cpu" or weight.shape[2:] != (1, 1) or stride != 1 or padding or not x.is_contiguous():
         return False
@@ -127,15 +127,15 @@ def pointwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def worthwhile(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the gradients made here take less time than PyTorch's own of `value`, by more than a Function of Python takes."""
-    ours = turned_round(x, weight, stride, padding)
-    return ours and not (x.element_size() > 2 and pointwise(x, weight, stride, padding))
+    """Whether the gradients written here are faster than PyTorch's own of `value` by more than a Python Function costs."""
+    flipped = turned_round(x, weight, stride, padding)
+    return flipped and not (x.element_size() > 2 and pointwise(x, weight, stride, padding))
 
 
 def turned_round(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the gradient in x is made as a convolution with the kernel turned round, which is the same sum.
+    """Whether the gradient in x is computed as a convolution with the kernel turned round, which is the same sum.
 
-    oneDNN takes 13 to 20 % less time for it, in float32 from 32 pixels a side and 32 channels on; below that no less.
+    oneDNN takes 13 to 20 % less time for it, in float32 from 32 pixels a side and 32 channels on; below that it saves nothing.
     """
     large = x.dtype == torch.float32 and x.shape[3] >= 32 and min(weight.shape[:2]) >= 32
     same = stride == 1 and weight.shape[2] == 2 * padding + 1

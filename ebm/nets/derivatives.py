@@ -1,4 +1,4 @@
-"""Gradients of a network in its inputs, which a score loss differentiates in turn, and which derivatives that needs."""
+"""Gradients of a network in its inputs, which a score loss differentiates in turn, and which derivatives that requires."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ from torch import Tensor
 class Wanted:
     """Which derivatives are wanted; globals, since on a GPU another thread runs the backward pass.
 
-    ``parameters``: gradients in a convolution's parameters, by the backward pass that runs: a Function of Python is not told.
-    ``coefficients``: gradients in the weight and bias of `norm_silu`, which may be made of the noise level.
-    ``second``: derivatives of derivatives; where there are none, PyTorch's own kernels take less time than
-    what is written out here, and more memory.
+    ``parameters``: gradients in a convolution's parameters in this backward pass, since a Python Function can't tell.
+    ``coefficients``: gradients in the weight and bias of `norm_silu`, which may depend on the noise level.
+    ``second``: second derivatives; where they aren't needed, PyTorch's own kernels take less time than what is written out
+    here, but more memory.
     """
 
     parameters = True
@@ -24,7 +24,7 @@ class Wanted:
     @classmethod
     @contextmanager
     def only_inputs(cls, *, coefficients: bool, second: bool) -> Iterator[None]:
-        """In this block no gradients in parameters are, unless they are coefficients and those are asked for."""
+        """Context without gradients in parameters, except in coefficients where those are asked for."""
         before = cls.parameters, cls.coefficients, cls.second
         cls.parameters, cls.coefficients, cls.second = False, coefficients, second
         try:
@@ -47,8 +47,8 @@ def input_gradient(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
 
 
 def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """f (B,), ∂f/∂y (B, C, H, W) and ∂f/∂σ (B,) for one f of each image and its σ (B,), all from one backward pass;
-    differentiable in turn where gradients are enabled."""
+    """f (B,), ∂f/∂y (B, C, H, W) and ∂f/∂σ (B,), all from one backward pass, for an f that gives one number for each image and
+    its σ (B,); differentiable in turn where gradients are enabled."""
     if torch.compiler.is_compiling():
         def total(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             value = f(y, sigma)
@@ -58,9 +58,9 @@ def joint_gradient(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, sigma: Tens
         return value, *gradients
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        y, sigma = (one if one.requires_grad else one.detach().requires_grad_() for one in (y, sigma))
+        y, sigma = (t if t.requires_grad else t.detach().requires_grad_() for t in (y, sigma))
         with Wanted.only_inputs(coefficients=True, second=differentiable):
             value = f(y, sigma)
             along_y, along_sigma = torch.autograd.grad(value.sum(), (y, sigma), create_graph=differentiable,
-                                                        materialize_grads=True)  # a network may not know σ
+                                                        materialize_grads=True)  # a network may ignore σ
     return value if differentiable else value.detach(), along_y, along_sigma

@@ -3,7 +3,8 @@
 //
 // Each (image, group) is worked out by one thread while it lies in its cache. Sums run in float32, in an order that doesn't
 // depend on the number of threads. The loops are plain, for the compiler to vectorise, once for each kind of processor; which
-// version runs is decided on the processor that it runs on. The formulas are those of ebm/nets/derivatives.py.
+// version runs is decided on the processor that it runs on. The formulas are those of
+// ebm/nets/group_norm_torch.py.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

@@ -1,9 +1,9 @@
-"""Group norm, also with SiLU, its gradients and theirs, in one pass over memory each, where a kernel for it can be had.
+"""Group norm, with or without SiLU, and its first and second derivatives, each in one pass over memory where there is a kernel.
 
-On a GPU: group_norm_gpu.py, which Triton compiles when it is first used and keeps in its cache. On a CPU: group_norm.cpp, which
-tools/build_kernels.py builds once, when the package is set up; the library lies in a cache of the user's, so that copies of
-this code find it too, and its name tells what it was made from and for. Without them PyTorch's own operations do the same
-work in some 45 passes.
+On a GPU: group_norm_gpu.py, which Triton compiles on first use and keeps in its cache. On a CPU: group_norm.cpp, which
+tools/build_kernels.py builds once, when the package is set up; the library lies in the user's cache, so that other copies of
+this code find it too, and its name identifies what it was built from and for. Without a kernel PyTorch's own operations do the
+same work in some 45 passes.
 """
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.b
 
 
 def library() -> Path:
-    """Where the built library lies: in $EBM_KERNELS, by default in the user's cache."""
-    made_from = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), torch.__version__.encode(), platform.machine().encode()]
-    name = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:16]
+    """Path of the built library: in $EBM_KERNELS, by default in the user's cache."""
+    ingredients = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), torch.__version__.encode(), platform.machine().encode()]
+    name = hashlib.sha256(b"\0".join(ingredients)).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebm" / "kernels"
     return Path(os.environ.get("EBM_KERNELS") or cache) / f"norm_silu-{name}.so"
 
 
 def load() -> bool:
-    """Whether the library is there and loads; one that is there and doesn't is warned of."""
+    """Loads the library; returns whether it did, with a warning where the library is there but can't be loaded."""
     if not (path := library()).is_file():
         return False
     try:
@@ -52,19 +52,19 @@ def load() -> bool:
 LOADED = load()
 
 
-@functools.cache  # so that it is tried, and warned of, once
+@functools.cache  # so that it is tried, and a failure warned of, only once
 def on_gpu(dtype: torch.dtype) -> Any:
-    """The GPU's kernels, where Triton can compile and run them for numbers of that type; else None, with a warning."""
+    """The GPU's kernels, where Triton can compile and run them for this dtype; else None, with a warning."""
     try:
         from ebm.nets import group_norm_gpu as kernels
 
-        x, one = torch.zeros(1, 1, 1, 1, device="cuda", dtype=dtype), torch.ones(1, 1, device="cuda")
-        _, moments = kernels.norm_silu(x, one, one, 1, 1.0, True)
-        kernels.norm_silu_backward(x, x, one, one, moments, x, 1, True)
-        kernels.norm_silu_second(x, x, one, one, moments, x, None, None, 1, True)
+        x, ones = torch.zeros(1, 1, 1, 1, device="cuda", dtype=dtype), torch.ones(1, 1, device="cuda")
+        _, moments = kernels.norm_silu(x, ones, ones, 1, 1.0, True)
+        kernels.norm_silu_backward(x, x, ones, ones, moments, x, 1, True)
+        kernels.norm_silu_second(x, x, ones, ones, moments, x, None, None, 1, True)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # Triton is not there, has no C compiler or doesn't know the GPU: each raises its own
+    except Exception as error:  # Triton is missing, has no C compiler or doesn't know the GPU: each raises an error of its own
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"Triton does not work here ({why}); energies train without its kernels, more slowly", stacklevel=2)
         return None
@@ -72,7 +72,7 @@ def on_gpu(dtype: torch.dtype) -> Any:
 
 
 def kernels_for(x: Tensor) -> Any:
-    """What works on x (B, C, H, W): a namespace of norm_silu, norm_silu_backward and norm_silu_second, or None."""
+    """The kernels for x (B, C, H, W): a namespace with norm_silu, norm_silu_backward and norm_silu_second, or None."""
     kind = x.device.type
     if torch.compiler.is_compiling() or x.dtype not in TYPES.get(kind, ()):
         return None
@@ -90,9 +90,9 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) ->
 
 
 def skip_and_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
-    """(x, `norm` or `norm_silu` of x): taken together, one kernel adds the gradient of a skip connection to the norm's."""
+    """(x, `norm` or `norm_silu` of x): taken together, so that one kernel adds a skip connection's gradient to the norm's."""
     if kernels_for(x) is not None:
-        weight, bias = (one.float().expand(len(x), -1) for one in (weight, bias))
+        weight, bias = (coefficient.float().expand(len(x), -1) for coefficient in (weight, bias))
         return Norm.apply(x, weight, bias, groups, eps, silu)  # type: ignore[no-any-return]
     if silu:
         return x, group_norm_torch.norm_silu(x, weight, bias, groups=groups, eps=eps)
@@ -100,7 +100,7 @@ def skip_and_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: 
 
 
 class Norm(Function):
-    """x itself, and u = weight · x̂ + bias, or silu(u), with coefficients (B, C) in float32, whatever x's type."""
+    """x itself, and u = weight · x̂ + bias or silu(u), with coefficients (B, C) in float32, whatever x's dtype."""
 
     @staticmethod
     def forward(
@@ -116,13 +116,13 @@ class Norm(Function):
     def backward(ctx: Any, around: Tensor | None, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if g is None:
             return around, None, None, None, None, None
-        way = NormBackward.apply if torch.is_grad_enabled() else kernels_for(g).norm_silu_backward
-        dx, dw, db = way(g, *ctx.saved_tensors, around, *ctx.settings)
+        backward = NormBackward.apply if torch.is_grad_enabled() else kernels_for(g).norm_silu_backward
+        dx, dw, db = backward(g, *ctx.saved_tensors, around, *ctx.settings)
         return dx, *((dw, db) if Wanted.coefficients else (None, None)), None, None, None
 
 
 class NormBackward(Function):
-    """Gradients (dx, dweight, dbias) of `Norm` at g (B, C, H, W), dx on top of the gradient that comes around it."""
+    """Gradients (dx, dweight, dbias) of `Norm` at g (B, C, H, W), dx added to ``around``, the skip connection's gradient."""
 
     @staticmethod
     def forward(

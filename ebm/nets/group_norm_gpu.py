@@ -1,6 +1,6 @@
-"""Group norm, also with SiLU, its gradients and theirs, on a GPU: what group_norm.cpp is on a CPU, with the same arguments.
+"""Group norm, with or without SiLU, and its first and second derivatives on a GPU, with the arguments of group_norm.cpp.
 
-Images may lie in PyTorch's order or with channels last, and the results lie as they do. The work is group_norm_triton.py's.
+Images may be contiguous or channels last, and the results lie in memory as they do. The kernels are in group_norm_triton.py.
 """
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ebm.nets.group_norm_triton import backward, forward, second
 from ebm.nets.memory_format import memory_format_of
 
 LINE = 64  # channels that fill a cache line in half precision
-# Numbers worked out at once by a program, and of these by one thread: the fastest on an H200 (docs/bench.md).
+# How many numbers a program works on at once, and each of its threads: the fastest on an H200 (docs/bench.md).
 SIZES = {torch.channels_last: (1024, 4), torch.contiguous_format: (2048, 8)}
-# Multiply and add in one, as measured; Triton 3.9 warns where it is left to a default, which is to change.
+# Fused multiply-add, as in the measurements; Triton 3.9 warns where it is left to the default, which is going to change.
 OPTIONS = {"enable_fp_fusion": True}
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
-    """u = weight · x̂ + bias of x (B, C, H, W), or silu(u), and each group's mean and 1/std; coefficients (B, C)."""
+    """u = weight · x̂ + bias of x (B, C, H, W) or silu(u), and each group's mean and 1/std; weight and bias are (B, C)."""
     x = x.contiguous(memory_format=memory_format_of(x))
     y, moments = torch.empty_like(x), x.new_empty(len(x) * groups, 2, dtype=torch.float32)
     launch(forward, x, groups, silu, x, *coefficients(weight, bias), y, moments, eps)
@@ -31,7 +31,7 @@ def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, 
 def norm_silu_backward(
     g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, around: Tensor | None, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ⟨g, `norm_silu`⟩ in x, on top of ``around``, weight and bias."""
+    """Gradients of ⟨g, `norm_silu`⟩ in x (added to ``around``), weight and bias."""
     x, g, others = alike(x, g, around)
     dx, dw, db = torch.empty_like(x), *sums(x)
     launch(backward, x, groups, silu, g, x, *coefficients(weight, bias), moments, others, dx, dw, db)
@@ -45,24 +45,24 @@ def norm_silu_second(
     """Gradients in g, x, weight and bias of the products of `norm_silu_backward`'s results with vx, vw and vb."""
     x, g, v = alike(x, g, torch.zeros_like(x) if vx is None else vx)
     dg, dx, dw, db = torch.empty_like(x), torch.empty_like(x), *sums(x)
-    vw, vb = (None if one is None else one.contiguous() for one in (vw, vb))
+    vw, vb = (None if v is None else v.contiguous() for v in (vw, vb))
     launch(second, x, groups, silu, g, x, v, *coefficients(weight, bias), moments, vw, vb, dg, dx, dw, db)
     return dg, dx, dw, db
 
 
 def alike(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """x and others of its shape, in one order."""
-    return tuple(None if one is None else one.contiguous(memory_format=memory_format_of(x)) for one in (x, *others))
+    """x and others of its shape, all in x's memory format."""
+    return tuple(None if tensor is None else tensor.contiguous(memory_format=memory_format_of(x)) for tensor in (x, *others))
 
 
 def coefficients(weight: Tensor, bias: Tensor) -> tuple[Tensor, int, Tensor, int]:
-    """(B, C) each, with the distance from image to image: 0 where all images have the same."""
-    weight, bias = (one if one.stride(1) == 1 else one.contiguous() for one in (weight, bias))
+    """Weight and bias, (B, C) each, with their strides from image to image: 0 where all images share them."""
+    weight, bias = (tensor if tensor.stride(1) == 1 else tensor.contiguous() for tensor in (weight, bias))
     return weight, weight.stride(0), bias, bias.stride(0)
 
 
 def sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the gradients in weight and bias, (B, C) each."""
+    """Memory for the gradients in weight and bias, (B, C) each."""
     return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
 
 

@@ -61,7 +61,7 @@ class NormSiLU(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)  # u is made again: kept, it would take half as much memory on top
+        ctx.save_for_backward(x, weight, bias)  # u is computed again: saving it would take half as much memory on top
         ctx.groups, ctx.eps = groups, eps
         return F.silu(Normal(x, weight, bias, groups, eps).u, inplace=True)
 
@@ -96,7 +96,7 @@ class NormSiLUBackward(Function):
         normal = Normal(x, weight, bias, ctx.groups, ctx.eps)
         u, rstd, mean = normal.u, normal.rstd, normal.mean
         vx = torch.zeros_like(x) if vx is None else vx.contiguous()
-        vw, vb = (torch.zeros_like(weight) if one is None else one for one in (vw, vb))
+        vw, vb = (torch.zeros_like(weight) if v is None else v for v in (vw, vb))
         _, vx_x, vx_1 = normal.backward(vx, weight, inputs=False)
         along, level = normal.average(vx_x), normal.average(vx_1)
         on_x = (vw - weight * rstd * along) * rstd
@@ -105,11 +105,12 @@ class NormSiLUBackward(Function):
         s = u.sigmoid()
         curved = aten.sigmoid_backward(g, s).mul_(torch.addcmul(u, u, s, value=-2).add_(2)).mul_(t)  # g silu''(u) t
         _, dw, db = normal.backward(curved, weight, inputs=False)
-        # ⟨du, t⟩ moves with weight by ⟨du, rstd P(vx)⟩; with x̂ by on_normal, together with ⟨curved, u⟩; and with rstd.
+        # ⟨du, t⟩ depends on weight through ⟨du, rstd P(vx)⟩, on x̂ (normal_1 and normal_x: means of the gradient in x̂, that of
+        # ⟨curved, u⟩ included) and on rstd.
         moved = rstd * ((du * vx).sum((2, 3)) - level * du_1 - along * du_x)
         on_du, on_vx = vw - rstd * along * weight, -rstd * normal.average(weight * du_x)
-        normal_1, normal_x = (normal.average(weight * one + on_du * two + on_vx * three)
-                              for one, two, three in ((db, du_1, vx_1), (dw, du_x, vx_x)))
+        normal_1, normal_x = (normal.average(weight * curved_sum + on_du * du_sum + on_vx * vx_sum)
+                              for curved_sum, du_sum, vx_sum in ((db, du_1, vx_1), (dw, du_x, vx_x)))
         on_x = -rstd.square() * (normal_x + normal.average(weight * moved))
         dx = (x * wide(on_x)).add_(wide(-rstd * normal_1 - on_x * mean))  # addcmul is slow where it adds to (B, C, 1, 1)
         dx.addcmul_(curved, wide(rstd * weight)).addcmul_(du, wide(rstd * on_du)).addcmul_(vx, wide(rstd * on_vx))

@@ -1,9 +1,9 @@
-"""The GPU kernels of group norm, also with SiLU, its gradients and theirs.
+"""The GPU kernels of group norm, with or without SiLU, and of its first and second derivatives.
 
-A program works out one group of channels of an image or, with channels last, as many neighbours as fill a cache line (GROUPS).
-Its numbers are an array of channels and pixels, [ROWS, BLOCK], which moves along the P pixels; it goes over them two or three
-times, from memory once and then from the cache. Sums run in float32, in an order that is always the same. The formulas are
-those of ebm/nets/derivatives.py.
+A program works on one group of channels of an image or, with channels last, on as many groups as fill a cache line (GROUPS).
+It holds an array of channels and pixels, [ROWS, BLOCK], which moves along the P pixels two or three times: the first pass
+reads memory, the others the cache. Sums run in float32, always in the same order. The formulas are those of
+ebm/nets/group_norm_torch.py.
 """
 from __future__ import annotations
 

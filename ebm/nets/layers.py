@@ -66,20 +66,20 @@ class GroupNorm(nn.GroupNorm):
         return norm(h, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
 
     def skip_and_norm(self, h: Tensor, *, silu: bool) -> tuple[Tensor, Tensor]:
-        """(h, its normalised self or SiLU of that), (B, C, H, W) both: the input of a skip connection and of its block."""
-        weight, bias = (one.expand(len(h), -1) if silu else one for one in (self.weight, self.bias))
+        """(h, normalised h or its SiLU), (B, C, H, W) both: the inputs of a skip connection and of its block."""
+        weight, bias = (p.expand(len(h), -1) if silu else p for p in (self.weight, self.bias))
         return skip_and_norm(h, weight, bias, groups=self.num_groups, eps=self.eps, silu=silu)
 
     def silu(self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """SiLU of the normalised h (B, C, H, W), first scaled by 1 + scale and moved by shift, (B, C) each."""
-        weight, bias = (one.expand(len(h), -1) for one in (self.weight, self.bias))
+        """SiLU of the normalised h (B, C, H, W), first scaled by 1 + scale and shifted by shift, (B, C) each."""
+        weight, bias = (p.expand(len(h), -1) for p in (self.weight, self.bias))
         if scale is not None and shift is not None:
             weight, bias = torch.addcmul(weight, weight, scale), torch.addcmul(bias + shift, bias, scale)
         return norm_silu(h, weight, bias, groups=self.num_groups, eps=self.eps)
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with its parameters at zero, so that what it closes starts as the identity."""
+    """The layer with its parameters set to zero, so that the branch it ends contributes nothing at first."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

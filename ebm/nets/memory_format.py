@@ -1,4 +1,4 @@
-"""How images lie in memory, channels first or last, and a concatenation whose derivatives keep to it."""
+"""How images lie in memory, channels first or last, and a concatenation whose derivatives keep that layout."""
 from __future__ import annotations
 
 from typing import Any
@@ -9,18 +9,18 @@ from torch.autograd import Function
 
 
 def memory_format_of(*tensors: Tensor) -> torch.memory_format:
-    """Channels last where one of the tensors (four axes each) lies so, as PyTorch chooses for a convolution of them."""
-    last = any(one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous() for one in tensors)
+    """Channels last where one of the tensors (four axes each) is, as PyTorch chooses for a convolution of them."""
+    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def concatenate(a: Tensor, b: Tensor) -> Tensor:
-    """Channels of a and b, (B, C, H, W) and (B, C', H, W) -> (B, C + C', H, W)."""
+    """The channels of a and b together, (B, C, H, W) and (B, C', H, W) -> (B, C + C', H, W)."""
     return torch.cat([a, b], dim=1) if torch.compiler.is_compiling() else Concatenate.apply(a, b)
 
 
 class Concatenate(Function):
-    """torch.cat, whose second derivative PyTorch makes of zeros for each part, in its own order, and adds up."""
+    """torch.cat, for whose second derivative PyTorch would add up parts padded with zeros, in a layout of its own."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -29,5 +29,5 @@ class Concatenate(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
-        # Copied once here, not again in each gradient that is made of them.
+        # Copied once here, not again in each gradient computed from them.
         return tuple(part.contiguous(memory_format=memory_format_of(g)) for part in g.split(ctx.channels, dim=1))

@@ -57,7 +57,7 @@ def predictor_corrector(
 
     The corrector's a = 2 (r ‖n‖ / ‖s‖)², r = ``signal_to_noise``, takes the norms' means over a batch in the paper.
     Here they are the expectations √d and √d / σ, so a = 2 r² σ²: no image depends on its batch mates, and a does not
-    depend on x, which would bend the stationary law. Starts at σ_max · noise, (B, C, H, W); ``denoise`` ends with
+    depend on x, which would bias the stationary distribution. Starts at σ_max · noise, (B, C, H, W); ``denoise`` ends with
     x + σ² s. Raises ValueError for an unusable argument.
     """
     whole(2, steps=steps)
@@ -67,7 +67,7 @@ def predictor_corrector(
     levels = grid.sigmas(steps).tolist()
     moves = []
     for sigma, after in pairwise(levels):
-        variance = sigma**2 - after**2  # that the reversed diffusion takes away: a = b² = σ² − σ_after² (eq. 46)
+        variance = sigma**2 - after**2  # removed by the reversed diffusion: a = b² = σ² − σ_after² (eq. 46)
         moves.append(Move(sigma, variance, math.sqrt(variance), sigma_after=after))
         moves += [langevin_move(after, 2 * (signal_to_noise * after) ** 2)] * corrector_steps
     if denoise:

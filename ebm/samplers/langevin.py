@@ -109,7 +109,7 @@ def walk(
 
 
 def noised(x: Tensor, *, size: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """x + ``size`` · n, (B, C, H, W); where ``size`` is 0 nothing is drawn and x itself is given back."""
+    """x + ``size`` · n, (B, C, H, W); where ``size`` is 0 nothing is drawn and x itself is returned."""
     return x + size * normal_like(x, generators) if size > 0 else x
 
 

@@ -72,7 +72,7 @@ def _metropolis_annealed(
     index, total = 0, len(levels) * steps_per_level + denoise
     for sigma in levels:
         a = step_scale * sigma**2
-        state = _state_at(model, x, sigma=sigma)  # kept within the level: a move reads one new state
+        state = _state_at(model, x, sigma=sigma)  # carried along within the level: each move evaluates one new state
         for _ in range(steps_per_level):
             n, drift = normal_like(state.x, generators), a * state.score
             proposal = _state_at(model, state.x + drift + math.sqrt(2 * a) * n, sigma=sigma)
@@ -101,10 +101,10 @@ def _metropolis_annealed(
 
 def _acceptance(state: _State, proposal: _State, *, n: Tensor, step_size: float) -> Tensor:
     """min(1, p(y) q(x|y) / (p(x) q(y|x))), (B,), for the proposal y = x + a s(x) + √(2a) n."""
-    # The way back takes the noise −(n + c), so that log q(x|y)/q(y|x) = (‖n‖² − ‖n + c‖²)/2, free here of ‖n‖².
+    # The reverse move needs the noise −(n + c), so that log q(x|y)/q(y|x) = (‖n‖² − ‖n + c‖²)/2, where ‖n‖² cancels.
     c = math.sqrt(step_size / 2) * (state.score.double() + proposal.score.double())
     log_ratio = state.energy - proposal.energy - (n * c + c**2 / 2).flatten(1).sum(1)
-    return log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)  # where the energy is not finite there is no probability
+    return log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)  # a state of non-finite energy has no probability
 
 
 def _where(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

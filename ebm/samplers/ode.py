@@ -61,7 +61,7 @@ def _heun(
         noise_size = churn_noise * math.sqrt(sigma**2 - low**2)
         x = noised(x, size=noise_size, generators=generators)
         slope = -sigma * score_at(model, x, sigma=sigma)
-        if after > 0:  # the slope at σ = 0 is not defined, so that the last step stays Euler's
+        if after > 0:  # the slope is not defined at σ = 0, so the last step stays an Euler step
             ahead = x + (after - sigma) * slope
             slope = (slope - after * score_at(model, ahead, sigma=after)) / 2
         drift = (after - sigma) * slope
@@ -80,8 +80,8 @@ def dpm_solver_pp_2m(
 ) -> Iterator[Step]:
     """Second-order multistep solver, one score per step (DPM-Solver++(2M), Lu et al. 2022, algorithm 2, α = 1).
 
-    Draws nothing. Starts at σ_max · noise, (B, C, H, W), ends at σ = 0, where it gives the denoised image. Raises
-    ValueError for an unusable argument.
+    Deterministic. Starts at σ_max · noise, (B, C, H, W), ends at σ = 0 with the denoised image. Raises ValueError for an
+    unusable argument.
     """
     levels = _levels(grid, steps)
     one_generator_each(noise, generators)

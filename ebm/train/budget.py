@@ -1,4 +1,4 @@
-"""How much is trained, and in what pieces. Time is counted in images."""
+"""How long training lasts and how its batches are split. Time is counted in images."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Budget:
         return max(1, self.images // self.batch)
 
     def pieces(self, world: int) -> int:
-        """Number of equal passes in which one process accumulates its share of the batch; raises ValueError where the batch
+        """Number of equal passes over which one process accumulates its share of the batch; raises ValueError where the batch
         doesn't divide among ``world`` processes."""
         local = local_batch(self.batch, world)
         return next(pieces for pieces in range(-(-local // self.micro_batch), local + 1) if local % pieces == 0)

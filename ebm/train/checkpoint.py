@@ -1,4 +1,4 @@
-"""Checkpoints that no kill can damage: written aside, named by their own hash, moved into place in one step."""
+"""Checkpoints that no kill can damage: written to a temporary file, named by their hash and moved into place atomically."""
 from __future__ import annotations
 
 import hashlib
@@ -25,14 +25,15 @@ class DamagedCheckpointError(ValueError):
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> State:
-    """The state saved in ``path``; raises DamagedCheckpointError if it is not what was written, ValueError if another name
-    leaves that open."""
+    """The state saved in ``path``; raises DamagedCheckpointError if it is not what was written, ValueError if the file's name
+    has no hash to check it by."""
     match = NAME.fullmatch(path.name)
     if match is None:
-        raise ValueError(f"{path}: not a checkpoint's name, by which it is checked: step-<9 digits>-<16 of its hash>.pt")
+        raise ValueError(f"{path}: not a checkpoint's name, step-<9 digits>-<16 digits of its hash>.pt, which is needed to "
+                         "check its content")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest()[:16] != match[2]:
-        raise DamagedCheckpointError(f"{path}: damaged, its content doesn't have the hash in its name")
+        raise DamagedCheckpointError(f"{path}: damaged, its content doesn't match the hash in its name")
     state: State = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     return state
 
@@ -45,13 +46,13 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """Whole checkpoints, newest first."""
+        """Complete checkpoints, newest first."""
         return sorted((path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Writes the state after ``step`` steps and drops what is no longer kept; raises OSError with all else intact.
+        """Writes the state after ``step`` steps and deletes what is no longer kept; raises OSError, leaving the others intact.
 
-        Others of that step or a later one are dropped too: the run has come back to before them, as they were damaged.
+        Others of that step or later ones are deleted too: they were damaged, so that the run had to start before them.
         """
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
@@ -66,7 +67,8 @@ class Checkpoints:
         return path
 
     def mark_best(self, path: Path, loss: float) -> bool:
-        """Keeps ``path`` beyond its time if its held-out loss is finite and the least so far; says whether it is."""
+        """Keeps ``path`` until there is a better one if its held-out loss is finite and the lowest so far; returns whether it
+        is."""
         best = self.best()
         if not math.isfinite(loss) or (best is not None and best[1] <= loss):
             return False
@@ -76,15 +78,15 @@ class Checkpoints:
 
     def best(self) -> tuple[Path, float] | None:
         """The best checkpoint and its held-out loss."""
-        note = self.folder / "best.json"
-        if not note.exists():
+        file = self.folder / "best.json"
+        if not file.exists():
             return None
-        content = json.loads(note.read_text())
+        content = json.loads(file.read_text())
         path = self.folder / content["file"]
         return (path, float(content["loss"])) if path.exists() else None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; a damaged one is reported and the one before it used."""
+        """The newest intact checkpoint, with a warning for each newer one that is damaged; None where there is none."""
         for path in self.paths():
             try:
                 load(path, "meta")
@@ -93,7 +95,7 @@ class Checkpoints:
             else:
                 return path
         if self.paths():
-            warnings.warn(f"{self.folder}: no checkpoint is whole; training starts from its first step", stacklevel=2)
+            warnings.warn(f"{self.folder}: no checkpoint is intact; training starts from its first step", stacklevel=2)
         return None
 
     def _prune(self) -> None:

@@ -1,4 +1,4 @@
-"""The processes of one run: which of them this is, what they exchange, and how they find each other."""
+"""The processes of one run: which one this is, what they exchange, and how they find each other."""
 from __future__ import annotations
 
 import contextlib
@@ -38,7 +38,7 @@ class World:
         return values
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Makes each of ``tensors`` its mean over all processes, in one sum."""
+        """Replaces each of ``tensors`` by its mean over all processes, in a single all-reduce."""
         if self.size > 1:
             flat = _flatten_dense_tensors(tensors)
             dist.all_reduce(flat)
@@ -46,9 +46,9 @@ class World:
 
     @torch.no_grad()
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Makes each of ``tensors`` what it is on rank 0."""
+        """Replaces each of ``tensors`` by rank 0's."""
         if self.size > 1:
-            flat = _flatten_dense_tensors([one.detach() for one in tensors])
+            flat = _flatten_dense_tensors([tensor.detach() for tensor in tensors])
             dist.broadcast(flat, 0)
             torch._foreach_copy_(list(tensors), list(_unflatten_dense_tensors(flat, tensors)))
 
@@ -64,11 +64,11 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Returns once every process has come here."""
+        """Returns once every process has called it."""
         self.all_gather(None)  # NCCL's own barrier only queues on the GPU
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model as one whose gradients are means over the processes; itself where there is one process."""
+        """The model wrapped so that its gradients are means over the processes; itself where there is only one."""
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -78,29 +78,29 @@ class World:
         """Every process's ``values`` (on the CPU), in order of rank, on rank 0; empty elsewhere."""
         if self.size == 1:
             return [values]
-        boxes: list[T] = [values] * self.size
-        dist.gather_object(values, boxes if self.is_main else None)
-        return boxes if self.is_main else []
+        gathered: list[T] = [values] * self.size
+        dist.gather_object(values, gathered if self.is_main else None)
+        return gathered if self.is_main else []
 
 
 class MissingPeersError(OSError):
-    """Processes that have not come within the time given; ``ranks`` says which."""
+    """Processes that did not join in time; ``ranks`` lists them."""
 
     def __init__(self, ranks: list[int], seconds: float) -> None:
-        super().__init__(f"rank {', '.join(map(str, ranks))} did not come within {seconds:g} s")
+        super().__init__(f"rank {', '.join(map(str, ranks))} did not join within {seconds:g} s")
         self.ranks = ranks
 
 
 def wait_for_peers(rank: int, size: int, *, seconds: float) -> Any:
     """The store at which every process has reported; raises MissingPeersError naming those that haven't in ``seconds``.
 
-    A process group made without this waits for a lost peer without a word about which one it is.
+    Without this a process group waits for a missing peer and doesn't say which one it is.
     """
     wait = timedelta(seconds=seconds)
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has made one
             store = next(rendezvous("env://", timeout=wait))[0]
-        else:  # ours does not itself wait for all: it could not say for whom
+        else:  # ours does not wait for everyone itself, as it could not say who is missing
             store = dist.TCPStore(  # type: ignore[attr-defined]
                 os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, rank == 0, wait, wait_for_workers=False)
     except dist.DistError as error:  # nobody answers where rank 0 should
@@ -119,26 +119,26 @@ def join(*, device: str, timeout_seconds: float, peers_seconds: float) -> Iterat
     """Joins the process group that RANK, WORLD_SIZE and LOCAL_RANK describe (one process where they are unset).
 
     ``device`` is "cuda", "cpu" or "auto". Raises ValueError for any other, or for more processes than GPUs, and
-    MissingPeersError where not all processes come within ``peers_seconds``.
+    MissingPeersError where not all processes join within ``peers_seconds``.
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in
                          (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
-    place = choose_device(device, local)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)  # before NCCL and FFCV, which take the current device
+    own_device = choose_device(device, local)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)  # before NCCL and FFCV, which take the current device
     elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:  # torchrun would leave each process one thread
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     if size > 1:
-        backend = "nccl" if place.type == "cuda" else "gloo"
+        backend = "nccl" if own_device.type == "cuda" else "gloo"
         store = wait_for_peers(rank, size, seconds=peers_seconds)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds))
-    yield World(rank=rank, size=size, device=place)
+    yield World(rank=rank, size=size, device=own_device)
     if size > 1:  # not after a fault: it would wait for processes that may never answer
         dist.destroy_process_group()
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:
-    """The device of a process: its own GPU, or the CPU; raises ValueError on every process where one has none."""
+    """The device of a process: its own GPU, or the CPU; raises ValueError on every process where one of them has none."""
     check_device_name(device)
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -165,28 +165,28 @@ def device_name(device: torch.device) -> str:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an exception says that another process is gone or silent: the fault is there, not here."""
+    """Whether an exception means that another process is gone or silent, so that the fault is there, not here."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 class Lagged:
-    """Numbers of the step before, read without waiting for the device to finish the step in progress."""
+    """A step's numbers, read one step later, so that nobody waits for the device to finish the step in progress."""
 
     def __init__(self) -> None:
         self._waiting: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def exchange(self, step: int, values: Tensor) -> tuple[int, list[float]] | None:
-        """Takes this step's numbers and gives back the step before and its own, or None where there are none unread."""
-        before = self.latest()
+        """Stores this step's numbers and returns the previous step and its numbers, or None where there are none unread."""
+        previous = self.latest()
         host, event = values.to("cpu", non_blocking=True), None
         if values.is_cuda:
             event = torch.cuda.Event()
             event.record()
         self._waiting = (step, host, event)
-        return before
+        return previous
 
     def latest(self) -> tuple[int, list[float]] | None:
-        """The step and the numbers taken last, waiting for them, or None where they have been read."""
+        """The step and the numbers stored last, waiting for them, or None where they have been read already."""
         if self._waiting is None:
             return None
         (step, host, event), self._waiting = self._waiting, None

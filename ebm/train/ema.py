@@ -14,7 +14,7 @@ from ebm.accepted import positive
 
 
 class Averaging(ABC):
-    """A rule for the share of the old average that is kept at a step."""
+    """A rule for the share of the old average that a step keeps."""
 
     @abstractmethod
     def decay(self, step: int, batch: int) -> float:
@@ -23,7 +23,7 @@ class Averaging(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PowerFunction(Averaging):
-    """Weight ∝ t^γ, of relative width ``sigma_rel`` (EDM2, Karras et al. 2024, section 3.1): needs no length in images."""
+    """Weight ∝ t^γ, of relative width ``sigma_rel`` (EDM2, Karras et al. 2024, section 3.1), whatever the training's length."""
 
     sigma_rel: float
 
@@ -33,7 +33,7 @@ class PowerFunction(Averaging):
 
     @cached_property
     def gamma(self) -> float:
-        """The exponent γ of that width: σ_rel² = (γ + 1) / ((γ + 2)² (γ + 3))."""
+        """The exponent γ that gives this width: σ_rel² = (γ + 1) / ((γ + 2)² (γ + 3))."""
         inverse = self.sigma_rel**-2
         return max(float(root.real) for root in np.roots([1, 7, 16 - inverse, 12 - inverse]))
 
@@ -43,7 +43,8 @@ class PowerFunction(Averaging):
 
 @dataclass(frozen=True, kw_only=True)
 class Halflife(Averaging):
-    """Exponential, halved every ``images`` images, shorter at first by ``rampup`` (EDM, Karras et al. 2022, table 7)."""
+    """Exponential with a half-life of ``images`` images, at first the share ``rampup`` of those seen so far, if that is shorter
+    (EDM, Karras et al. 2022, table 7)."""
 
     images: float
     rampup: float
@@ -56,7 +57,7 @@ class Halflife(Averaging):
 
 
 class Average:
-    """A copy of a model whose parameters follow it as ``rule`` says; its buffers are the model's own."""
+    """A copy of a model whose parameters follow the model's as ``rule`` says; its buffers are copies of the model's."""
 
     def __init__(self, model: nn.Module, rule: Averaging) -> None:
         self.rule = rule
@@ -65,15 +66,16 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int, batch: int) -> None:
         """Moves the average towards the model after step ``step`` (from 1)."""
-        old: list[Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(old, list(model.parameters()), 1 - self.rule.decay(step, batch))
-        for mine, its in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(its)
+        averaged: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, list(model.parameters()), 1 - self.rule.decay(step, batch))
+        for buffer, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(current)
 
     @torch.no_grad()
     def distance(self, model: nn.Module) -> float:
         """‖θ − average‖ / ‖θ‖: how far the average lags behind the model's parameters θ."""
-        theirs: list[Tensor] = list(model.parameters())
-        mine: list[Tensor] = list(self.model.parameters())
-        apart, size = (torch.stack([*torch._foreach_norm(one)]).norm() for one in (torch._foreach_sub(theirs, mine), theirs))
+        current: list[Tensor] = list(model.parameters())
+        averaged: list[Tensor] = list(self.model.parameters())
+        difference = torch._foreach_sub(current, averaged)
+        apart, size = (torch.stack([*torch._foreach_norm(tensors)]).norm() for tensors in (difference, current))
         return float(apart / size)

@@ -29,7 +29,7 @@ class Log:
 
     def __call__(self, trainer: Trainer) -> None:
         device_sums, seconds, reading = trainer.meter.take()
-        levels = device_sums.pop("by_sigma").tolist()  # from here on the device is waited for
+        levels = device_sums.pop("by_sigma").tolist()  # this waits for the device
         sums = {name: float(value) for name, value in device_sums.items()}
         if not trainer.world.is_main:
             return
@@ -63,9 +63,9 @@ def scaling(trainer: Trainer, skipped: float) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A PNG grid of ``count`` samples from the first average, always of the same noise, shared among the processes.
+    """A PNG grid of ``count`` samples from the first average, always from the same noise, drawn by all processes together.
 
-    ``energies`` is given the samples, where there are held-out images to compare them with.
+    ``energies`` is called with the samples, where there are held-out images to compare them with.
     """
 
     sampler: Sampler
@@ -80,10 +80,10 @@ class Preview:
     def __call__(self, trainer: Trainer) -> None:
         world, start = trainer.world, time.perf_counter()
         with trainer.precision.autocast(world.device):
-            mine = [draw(trainer.averages[0].model, self.sampler, shape=self.shape, indices=part, seed=self.seed,
-                         device=world.device)
-                    for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size)]
-        images = interleave(world.gather([part.cpu() for part in mine]))
+            own = [draw(trainer.averages[0].model, self.sampler, shape=self.shape, indices=part, seed=self.seed,
+                        device=world.device)
+                   for part in batches_of(self.count, batch=self.batch, rank=world.rank, world=world.size)]
+        images = interleave(world.gather([part.cpu() for part in own]))
         if not world.is_main:
             return
         path, samples = self.folder / f"images-{trainer.images:09d}.png", torch.cat(images)
@@ -95,7 +95,7 @@ class Preview:
 
 
 def interleave(per_rank: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Batches dealt out in turn to the ranks, back in their order."""
+    """Batches that were dealt out to the ranks in turn, back in their original order."""
     longest = max((len(parts) for parts in per_rank), default=0)
     return [parts[turn] for turn in range(longest) for parts in per_rank if turn < len(parts)]
 

@@ -50,9 +50,9 @@ class HeldOut:
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
     """Calibration of the first average at ``levels`` quantiles of the trained noise, on ``count`` images of a data set,
-    always the same, with the same noise; says once, in words, when the loss falls without useful guidance.
+    always the same, with the same noise; warns once when the loss falls without useful guidance.
 
-    Process 0 measures; nothing that training draws or computes is touched.
+    Only process 0 measures; nothing that training draws or computes is affected.
     """
 
     dataset: Dataset
@@ -77,13 +77,13 @@ class Calibrated:
         self.warn(trainer, gains)
 
     def warn(self, trainer: Trainer, gains: Sequence[float]) -> None:
-        """Writes the warning on the terminal and in the metrics, once in a run however often it is started."""
-        if max(gains) >= USEFUL:  # the usual case, in which nobody need read the whole past
+        """Writes the warning to the terminal and to the metrics, once per run however often it is started."""
+        if max(gains) >= USEFUL:  # the usual case, in which the metrics file need not be read
             return
-        past = list(read(self.metrics.path))
-        losses = [record["loss"] for record in past if record["event"] == "train" and record.get("loss") is not None]
+        records = list(read(self.metrics.path))
+        losses = [record["loss"] for record in records if record["event"] == "train" and record.get("loss") is not None]
         words = unguided(losses, gains)
-        if words is not None and not any(record["event"] == "warning" for record in past):
+        if words is not None and not any(record["event"] == "warning" for record in records):
             self.metrics.write("warning", step=trainer.step, images=trainer.images, words=words)
             print(f"warning: {words}", file=sys.stderr, flush=True)
 
@@ -91,9 +91,9 @@ class Calibrated:
 @dataclass(frozen=True, kw_only=True)
 class Energies:
     """Mean and standard deviation of the first average's E(x, σ) on held-out images, on white noise of the data's width and
-    on samples, at the level below which a tenth of the trained ones lies: the images should be the likeliest, the noise not.
+    on samples, at the 10 % quantile of the trained levels: the images should be the most likely, the noise the least.
 
-    Process 0 measures, on as many of each as there are samples; of a direct score there is nothing to say.
+    Only process 0 measures, on as many of each as there are samples; a direct score has no energy to measure.
     """
 
     dataset: Dataset

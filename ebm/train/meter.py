@@ -1,4 +1,4 @@
-"""What a run says of its steps: sums kept on the device until they are asked for, and where the time goes."""
+"""Statistics of a run's steps: sums that stay on the device until they are needed, and where the time goes."""
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-FIRST, BANDS = -6, 12  # half-decades of σ: from 10^(-6/2) to 10^(6/2); what lies outside counts with the outermost
+FIRST, BANDS = -6, 12  # half-decades of σ: from 10^(-6/2) to 10^(6/2); levels beyond count towards the outermost
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Meter:
     """Sums over the steps since they were last taken; no step waits for the device because of them."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    began: float = 0.0  # of the time that is being counted, as all times here in seconds
+    began: float = 0.0  # when the time being counted began; all times here in seconds
     elsewhere: float = 0.0  # saving, sampling, scoring
     reading: float = 0.0  # waiting for images
 
@@ -33,13 +33,13 @@ class Meter:
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
-        """Context of what is no step."""
+        """Context for what is not part of a step."""
         start = time.perf_counter()
         yield
         self.elsewhere += time.perf_counter() - max(start, self.began)
 
     def read(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The batches, while the time that they keep a step waiting is counted."""
+        """The batches; counts the time that steps wait for them."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -49,7 +49,7 @@ class Meter:
             yield batch
 
     def take(self) -> tuple[dict[str, Tensor], float, float]:
-        """The sums, the seconds spent on steps and those of them spent waiting for images, since this was last asked."""
+        """The sums, the seconds spent on steps and those of them spent waiting for images, since the last call."""
         sums, seconds, reading = self.sums, time.perf_counter() - self.began - self.elsewhere, self.reading
         self.sums = {}
         self.begin()
@@ -57,7 +57,7 @@ class Meter:
 
 
 def by_sigma(losses: Tensor, sigma: Tensor) -> Tensor:
-    """Sums of the losses, and their numbers, in each half-decade of σ: (b,), (b,) -> (2, BANDS)."""
+    """Sum and number of the losses in each half-decade of σ: (b,), (b,) -> (2, BANDS)."""
     band = (2 * sigma.log10()).floor().sub(FIRST).clamp(0, BANDS - 1)
     member = (band == torch.arange(BANDS, device=sigma.device)[:, None]).to(losses.dtype)  # (BANDS, b)
     return torch.stack([member @ losses, member.sum(1)])
@@ -69,7 +69,7 @@ def middle(band: int) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held: of the GPU's memory, or resident on the CPU."""
+    """The most bytes that this process has held, of the GPU's memory or, on a CPU, resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

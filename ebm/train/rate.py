@@ -20,7 +20,7 @@ class LearningRate(ABC):
         whole(0, warmup=self.warmup)
 
     def __call__(self, images: int, total: int) -> float:
-        """The rate once ``images`` of ``total`` images have been seen."""
+        """The rate once ``images`` of the ``total`` images have been seen."""
         rise = min(1.0, images / self.warmup) if self.warmup else 1.0
         return self.peak * rise * self.decay(images, total)
 

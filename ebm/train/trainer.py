@@ -24,7 +24,7 @@ from ebm.train.graph import Recorded
 from ebm.train.meter import Meter, by_sigma
 from ebm.train.rate import LearningRate
 
-# Steps in a row that fp16's scaler may skip: as many halvings take its scale of 2^16 to where no gradient is left.
+# Consecutive steps that fp16's scaler may skip: that many halvings of its initial scale 2^16 leave nothing of a gradient.
 OVERFLOWS = 40
 
 
@@ -34,9 +34,9 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something done on every process at a step boundary, every ``every`` images and at the end of training.
+    """An action on every process at a step boundary, every ``every`` images and at the end of training.
 
-    When a run is stopped early there may be little time, so only what is ``urgent`` is done then.
+    When a run is stopped early there may be little time, so only ``urgent`` actions are done then.
     """
 
     every: int
@@ -44,7 +44,7 @@ class Event:
     urgent: bool
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether it is done after the step that ``trainer`` has just made."""
+        """Whether it is due after the step that ``trainer`` has just made."""
         if trainer.stopping:
             return self.urgent
         return trainer.step % max(1, round(self.every / trainer.budget.batch)) == 0 or trainer.step == trainer.budget.steps
@@ -87,7 +87,7 @@ class Trainer:
         return self.step * self.budget.batch
 
     def fit(self, batches: Iterator[Tensor]) -> bool:
-        """Trains on ``batches`` (one a step, this process's share, (b, C, H, W)); says whether it came to the end."""
+        """Trains on ``batches`` (one a step, this process's share, (b, C, H, W)); returns whether it came to the end."""
         if self.step >= self.budget.steps:
             return True
         first = next(batches)
@@ -103,7 +103,7 @@ class Trainer:
                 ended = self.step == self.budget.steps
                 if ended or any(event.due(self) for event in self.events):  # what follows waits for the device anyway
                     self.stopping |= self.accept(self.lagged.latest())
-                self.stopping &= not ended  # there is nothing left to stop: what is due at the end is done
+                self.stopping &= not ended  # at the end there is nothing left to stop, and all that is due is done
                 for event in [event for event in self.events if event.due(self)]:
                     with self.meter.away():
                         self.alive()
@@ -121,7 +121,7 @@ class Trainer:
             self.parallel = self.world.parallel(self.model)
 
     def train_step(self, images: Tensor) -> bool:
-        """One step on this process's share of the batch; says whether all processes agreed to stop after it."""
+        """One step on this process's share of the batch; returns whether all processes agreed to stop after it."""
         sigma, noise = self.draw(images)
         losses = self.differentiate(images, sigma, noise)
         if self.parallel is self.model:
@@ -168,18 +168,18 @@ class Trainer:
             [3, levels.numel()])
         self.meter.add(loss=votes[0], grad_norm=norm.detach().nan_to_num(0, 0, 0), skipped=skipped,
                        steps=torch.ones_like(norm), by_sigma=levels.view(2, -1))
-        # What only this process knows follows what all know: the levels at which its losses are not finite.
-        mine = torch.stack([sigma.masked_fill(~bad, torch.inf).min(), sigma.masked_fill(~bad, 0).max()])
-        return self.accept(self.lagged.exchange(self.step, torch.cat([votes, mine])))
+        # After the sums, this process's own: the range of levels at which its losses are not finite.
+        own = torch.stack([sigma.masked_fill(~bad, torch.inf).min(), sigma.masked_fill(~bad, 0).max()])
+        return self.accept(self.lagged.exchange(self.step, torch.cat([votes, own])))
 
     def accept(self, votes: tuple[int, list[float]] | None) -> bool:
-        """Raises NonFiniteError if any process voted that the step was bad; says whether any asked to stop."""
+        """Raises NonFiniteError if any process voted that the step was bad; returns whether any asked to stop."""
         if votes is None:
             return False
-        step, (_, lost, asked, *mine) = votes
-        if lost:  # every process reads the same vote, so all of them come here
+        step, (_, lost, asked, *own) = votes
+        if lost:  # every process reads the same vote, so all of them get here
             where = [f"rank {rank}, σ from {low:.3g} to {high:.3g}" for rank, (low, high)
-                     in enumerate(self.world.all_gather(mine)) if high > 0]
+                     in enumerate(self.world.all_gather(own)) if high > 0]
             what = f"the loss was not finite ({'; '.join(where)})" if where else "the gradient was not finite"
             raise NonFiniteError(f"step {step}: {what}; the parameters are those before that step")
         return asked > 0
@@ -215,14 +215,14 @@ class Trainer:
         return self.parallel.no_sync() if wanted and self.parallel is not self.model else contextlib.nullcontext()  # type: ignore
 
     def progress(self) -> tqdm[Any]:
-        """The bar on rank 0: images of all, images/s, time left; in a log, one line at most every half minute."""
+        """The progress bar on rank 0, with images/s and time left; in a log, at most one line every half minute."""
         total = self.budget.steps * self.budget.batch
         return tqdm(total=total, initial=self.images, unit="img", unit_scale=True, dynamic_ncols=True, desc="train",
                     disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
 
     def communication(self) -> float | None:
-        """Seconds of a step that wait for other processes' gradients, as DistributedDataParallel has measured last; None
-        where several processes do without it, and nothing is measured."""
+        """Seconds per step spent waiting for other processes' gradients, as DistributedDataParallel measured them last; None
+        where several processes do without it, so that nothing is measured."""
         if self.parallel is self.model:
             return 0.0 if self.world.size == 1 else None
         times: dict[str, int] = self.parallel._get_ddp_logging_data()  # type: ignore[operator]
@@ -235,7 +235,7 @@ class Trainer:
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.model.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, moments in self.optimizer.state.items():  # perhaps saved in another order than they have here
+        for parameter, moments in self.optimizer.state.items():  # perhaps saved in another memory format
             moments |= {name: torch.empty_like(parameter).copy_(value) for name, value in moments.items()
                         if value.shape == parameter.shape and value.stride() != parameter.stride()}
         self.scaler.load_state_dict(state["scaler"])
