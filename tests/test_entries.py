@@ -52,6 +52,8 @@ BAD = {
     "cuda_graph=maybe": "cuda_graph: 'maybe' is not accepted; choose auto, true or false",
     "cuda_graph=true": "cuda_graph: True is not accepted; it needs a GPU and compile=false",
     "track=null": "track=null: no such choice; accepted: none, wandb",
+    "schedule=[1]": "schedule=1: no such choice; accepted: cosine",
+    "objective=[a]": "objective=a: no such choice; accepted: dsm, dual",
     "model=3": "model=3: no such choice; accepted: cnn, cnn_sigma,",
     "average.rules=3": "average.rules: 3 is not accepted; it must be a list, as in configs/average/",
     "hang_seconds=1e11": "hang_seconds: 100000000000.0 is not accepted; it must be at most 1000000000.0",

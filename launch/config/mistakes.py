@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -27,10 +28,10 @@ def explain(error: Exception, config: str) -> str:
             return f"{match[1]}: the chosen {match[1].rpartition('/')[0]} has no such part"
         accepted = sorted(name for name in chosen(config) if "@" not in name)
         return f"{match[1]}: not a group of this config; groups: {', '.join(accepted)}"
-    if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
-        group, _, choice = (match[1] or match[2]).rpartition("/")
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        group, _, choice = match[1].rpartition("/")
         if group.startswith("experiment/"):
-            group, choice = "experiment", (match[1] or match[2]).removeprefix("experiment/")
+            group, choice = "experiment", match[1].removeprefix("experiment/")
         return f"{group}={choice}: no such choice; accepted: {', '.join(choices(group))}"
     if isinstance(error.__cause__, ValidationError) and (match := re.search(r"Error merging override ([^\s=]+)=(.*)", text)):
         return f"{match[1]}: {match[2]!r} is not accepted; {str(error.__cause__).splitlines()[0]}"
@@ -51,8 +52,9 @@ def choice_mistake(overrides: Sequence[str]) -> str:
     asked = [one for one in overrides if key(one) in known and not one.startswith("~")]
     with contextlib.suppress(HydraException):  # an override that can't be parsed, which Hydra reports itself
         for one in OverridesParser.create().parse_overrides(asked):
-            for value in [*one.sweep_iterator()] if one.is_sweep_override() else [one.value()]:
-                if not isinstance(value, str | QuotedString | list | dict):
+            values = [*one.sweep_iterator()] if one.is_sweep_override() else [one.value()]
+            for value in itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values):
+                if not isinstance(value, str | QuotedString | dict):
                     said = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
                     return f"{one.key_or_group}={said}: no such choice; accepted: {', '.join(choices(one.key_or_group))}"
     return ""
