@@ -47,17 +47,17 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Comm
     assert "no sbatch found: running 3 jobs on this machine" in first.stdout
     assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2
     again = run("report=status")
-    assert "0 jobs run on this machine" in again.stdout
+    assert "running 0 jobs on this machine" in again.stdout
     assert again.stdout.count("done") == 2 * 3, "the report is not that of the study"
     measured = run("metrics=[cost]")
     assert measured.returncode == 0, measured.stdout + measured.stderr
-    assert "2 jobs run on this machine" in measured.stdout, "what was trained was trained again"
+    assert "running 2 jobs on this machine" in measured.stdout, "what was trained was trained again"
     assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2, "samples that were there were drawn again"
     assert len(list((tmp_path / "store").glob("runs/*/evaluations/*/cost-*.json"))) == 2
-    assert "0 jobs run on this machine" in run("metrics=[cost]").stdout
+    assert "running 0 jobs on this machine" in run("metrics=[cost]").stdout
     record = max((tmp_path / "store" / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
     resubmitted = run(f"again='{record.parent}'", "budget.images=128")  # as if the configs had changed meanwhile
-    assert "0 jobs run on this machine" in resubmitted.stdout, "what was done was trained again under another name"
+    assert "running 0 jobs on this machine" in resubmitted.stdout, "what was done was trained again under another name"
     refused = run("report=nothing")
     assert refused.returncode == 2
     assert "report: 'nothing' is not accepted" in refused.stderr
