@@ -48,7 +48,7 @@ def test_images_that_are_not_held_out_are_not_called_so(tiny: list[str], command
     command("diagnose", f"run={tmp_path}/run", "sampler.steps=3", f"out={tmp_path}/out", *QUICK)
     text = (tmp_path / "out" / "diagnosis.txt").read_text()
     assert "On training images the score can be trusted" in text
-    assert "They are not held-out ones, as the run has none" in text
+    assert "The run has no held-out images, so this does not show how the model does on unseen ones." in text
 
 
 @pytest.mark.parametrize(("bad", "said"), [

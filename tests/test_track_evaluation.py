@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from omegaconf import OmegaConf
 sys.path.insert(0, sys.argv[1])
-from launch.tracking.track import publish, tracked
+from launch.tracking.track import publish, tracking_of
 track = {"mode": "offline", "project": "tests", "entity": None, "checkpoints": False, "start_seconds": 30, "finish_seconds": 60}
 cfg = OmegaConf.create({"n": 50_000, "track": track})
-publish(tracked(cfg), Path(sys.argv[2]), name="a run quality-heun", kind="evaluate", config=cfg)
+publish(tracking_of(cfg), Path(sys.argv[2]), name="a run quality-heun", kind="evaluate", config=cfg)
 """
 
 
