@@ -282,7 +282,7 @@ def test_frozen_code_is_what_stood_there(tmp_path: Path) -> None:
 
 def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "checkout"
-    for name in store.tracked_files():
+    for name in store.code_files():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     monkeypatch.setattr(store, "ROOT", copy)
@@ -291,6 +291,21 @@ def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.Mon
     after = freeze(tmp_path)
     assert before != after
     assert (tmp_path / "code" / before / "ebm" / "energy.py").read_bytes() == (ROOT / "ebm" / "energy.py").read_bytes()
+
+
+def test_a_file_that_no_job_would_have_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    for name, text in (("train.yaml", "seed: 0"), ("my own.yaml", "seed: 1"), ("ignored.yaml", "seed: 2")):
+        (tmp_path / "configs" / name).write_text(text)
+    (tmp_path / ".gitignore").write_text("ignored.yaml")
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert len(store.code_files()) == 3, "where git tracks nothing, it does not tell what the code is"
+    subprocess.run(["git", "-C", str(tmp_path), "add", "configs/train.yaml"], check=True)
+    with pytest.raises(ValueError, match=r"^code: git doesn't track configs/my own\.yaml, so no job would have them; git add"):
+        freeze(tmp_path / "store")
+    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+    assert store.code_files() == ["configs/my own.yaml", "configs/train.yaml"]
 
 
 def test_code_that_the_store_has_not_or_of_an_older_kind_is_refused(tmp_path: Path) -> None:
