@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Command
+from omegaconf import DictConfig, OmegaConf
 from test_study import without_sampler
 
+from launch.job.process import Task
 from launch.job.process import newest_step as newest_step
+from launch.status import explain
+from launch.study.cluster import Job
+from launch.study.here import run_here
+from launch.study.point import Point
+from launch.study.submit import Study
 
 
 @pytest.fixture
@@ -47,17 +55,17 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Comm
     assert "no sbatch found: running 3 jobs on this machine" in first.stdout
     assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2
     again = run("report=status")
-    assert "0 jobs run on this machine" in again.stdout
+    assert "running 0 jobs on this machine" in again.stdout
     assert again.stdout.count("done") == 2 * 3, "the report is not that of the study"
     measured = run("metrics=[cost]")
     assert measured.returncode == 0, measured.stdout + measured.stderr
-    assert "2 jobs run on this machine" in measured.stdout, "what was trained was trained again"
+    assert "running 2 jobs on this machine" in measured.stdout, "what was trained was trained again"
     assert len(list((tmp_path / "store").glob("runs/*/samples/*/*.npz"))) == 2, "samples that were there were drawn again"
     assert len(list((tmp_path / "store").glob("runs/*/evaluations/*/cost-*.json"))) == 2
-    assert "0 jobs run on this machine" in run("metrics=[cost]").stdout
+    assert "running 0 jobs on this machine" in run("metrics=[cost]").stdout
     record = max((tmp_path / "store" / "studies").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
     resubmitted = run(f"again='{record.parent}'", "budget.images=128")  # as if the configs had changed meanwhile
-    assert "0 jobs run on this machine" in resubmitted.stdout, "what was done was trained again under another name"
+    assert "running 0 jobs on this machine" in resubmitted.stdout, "what was done was trained again under another name"
     refused = run("report=nothing")
     assert refused.returncode == 2
     assert "report: 'nothing' is not accepted" in refused.stderr
@@ -69,6 +77,42 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Comm
     assert "FAILED" in shown
     assert "not finite" in " ".join(shown.split())
     assert len(json.loads(newest.read_text())["points"]) == 3
+
+
+def test_a_job_that_records_no_reason_has_failed_with_the_last_error_in_its_log(
+    tiny: list[str], no_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its config can't be composed, which is before there is a folder to record it in."""
+    ends = {"config": "echo 'error: old' >&2; echo 'error: schedule=triangle: no such choice' >&2; exit 2",
+            "silent": "exit 3", "killed": "kill -KILL $$"}
+    points = [Point("train", name, tmp_path / "runs" / name, (), steps=2) for name in ends]
+    study = Study(cfg=OmegaConf.create({}), params={}, compose=make_nothing, folder=tmp_path / "study")
+    study.folder.mkdir()
+    study.code, study.points, study.jobs = tmp_path / "code", points, {one.folder: "" for one in points}
+    monkeypatch.setattr(study, "task", lambda point: Task(point.kind, "", ("/bin/sh", "-c", ends[point.label])))
+    points[1].folder.mkdir(parents=True)
+    (points[1].folder / "failure.json").write_text('{"error": "that of an earlier start"}')
+    assert not run_here(study)
+    shown = " ".join(status(study.folder, no_slurm).split())
+    assert shown.count("FAILED") == 3
+    for name, why in (("config", "schedule=triangle: no such choice"), ("silent", "exit code 3; see its log"),
+                      ("killed", "killed by SIGKILL")):
+        assert re.search(rf"{name}: rank 0 on \S+: {why}", shown), shown
+    assert "earlier" not in shown
+
+
+def test_the_reason_of_a_job_on_slurm_is_the_last_error_in_its_log(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "7_1_0_log.err").write_text("a warning\nerror: schedule=triangle: no such choice\n")
+    point = {"kind": "train", "label": "a", "folder": "nowhere", "overrides": [], "steps": 1, "batch": 1, "job": "7_1"}
+    assert explain(tmp_path, point, Job("FAILED", code="2:0")).splitlines() == [
+        "schedule=triangle: no such choice", "    a warning"]
+    assert explain(tmp_path, {**point, "job": "7_2"}, Job("FAILED", code="2:0")) == "exit code 2:0"
+
+
+def make_nothing(_name: str, _overrides: object) -> DictConfig:
+    """In place of what composes configs, where none is composed."""
+    return DictConfig({})
 
 
 def until(what: Callable[[], object], *, why: str, seconds: float = 120) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from launch.study.point import Point, last_record
+from launch.job.faults import write_failure
+from launch.study.point import Point, error_line, last_record
 
 if TYPE_CHECKING:
     from launch.study.submit import Study
@@ -156,7 +157,9 @@ def run_points(study: Study, waiting: list[Point], places: list[int | None], ask
                 tell(bar.update)
                 if not point.done() and not asked:
                     failed.add(point.folder)
-                    tell(bar.write, f"failed: {point.label}: {point.reason() or 'no reason recorded; see its log'}")
+                    if not point.reason():
+                        write_failure(point.folder, failure(study, point, process.returncode))
+                    tell(bar.write, f"failed: {point.label}: {point.reason()}")
         for place in [place for place in places if place not in running and not asked]:
             ready = next((p for p in waiting if p.of is None or p.of.done() or p.of.folder in failed), None)
             if ready is None:
@@ -191,6 +194,7 @@ def start_point(study: Study, point: Point, place: int | None) -> subprocess.Pop
     """Starts a point's process, on one GPU if there is one, with its output in the study's logs, named as by submitit."""
     number = study.jobs[point.folder].removeprefix(LOCAL)
     point.folder.mkdir(parents=True, exist_ok=True)  # it records a failure here
+    (point.folder / "failure.json").unlink(missing_ok=True)  # an earlier start's
     gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": visible_gpu(place)}
     command, log = study.task(point).command, str(study.folder / "logs" / f"{number}_0_log")
     with Life.of(study.folder, number).held() as file, open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
@@ -201,6 +205,13 @@ def start_point(study: Study, point: Point, place: int | None) -> subprocess.Pop
                                    stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[file.fileno()])
         print(life_text(process.pid), end="", file=file, flush=True)
     return process
+
+
+def failure(study: Study, point: Point, code: int) -> str:
+    """Why a job failed that has recorded no reason itself, as when its config could not be composed, or it was killed."""
+    number = study.jobs[point.folder].removeprefix(LOCAL)
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}; see its log"
+    return error_line(study.folder / "logs" / f"{number}_0_log.err") or how
 
 
 def visible_gpu(place: int) -> str:

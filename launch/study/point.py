@@ -108,6 +108,12 @@ def tail(path: Path, count: int) -> list[str]:
     return [line.split("\r")[-1] for line in text.splitlines() if line.strip()][-count:]
 
 
+def error_line(path: Path) -> str:
+    """The last error of an entry in its log, without the word "error:"; "" if there is none."""
+    lines = tail(path, TAIL) if path.exists() else []
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
+
+
 def last_record(path: Path) -> dict[str, Any]:
     """The last record of training."""
     if path.exists():
