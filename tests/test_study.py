@@ -25,7 +25,7 @@ from launch.study.environment import outside_job
 from launch.study.point import Point, read_points
 from launch.study.store import freeze
 from launch.study.submit import Study
-from launch.sweep import with_study
+from launch.sweep import refuse_other_configs, with_study
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -237,6 +237,18 @@ def test_the_command_line_of_a_study_has_a_sweep_and_a_store(capfd: pytest.Captu
     with pytest.raises(SystemExit):
         with_study(["-m", "store="])
     assert capfd.readouterr().err == "error: store: must not be empty\n"
+
+
+@pytest.mark.parametrize(("arguments", "name"), [
+    (["-cd", "mine"], "--config-dir"), (["--config-dir=mine"], "--config-dir"), (["--config-path", "mine"], "--config-path"),
+    (["hydra.searchpath=[mine]"], "hydra.searchpath")])
+def test_configs_that_no_job_would_have_are_refused(
+        arguments: list[str], name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    refuse_other_configs(["-m", "seed=1,2"])
+    with pytest.raises(SystemExit):
+        refuse_other_configs(["-m", "seed=1,2", *arguments])
+    said = f"error: {name}: no job of a study would have those configs; put them into configs/ and git add them\n"
+    assert capfd.readouterr().err == said
 
 
 def test_labels_tell_apart_and_no_more() -> None:
