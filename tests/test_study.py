@@ -320,6 +320,27 @@ def test_a_file_that_no_job_would_have_is_refused_before_any_work(tmp_path: Path
     assert store.code_files() == ["configs/my own.yaml", "configs/train.yaml"]
 
 
+def test_a_module_that_is_neither_frozen_nor_installed_is_named(
+        tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    text = "_target_: {}\nnodes:\n- _target_: ebm.schedule.Single\n- _target_: torch.optim.Adam\n- _target_: math.sqrt\n"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "schedule.py").write_text("raise ImportError('it is only looked for')")
+    (tmp_path / "other.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert store.modules_outside(text.format("mine.schedule.Triangle")) == {"mine.schedule"}
+    assert store.modules_outside(text.format("other.Triangle")) == {"other"}
+    assert store.modules_outside(text.format("collections.OrderedDict")) == set()
+
+    (tmp_path / "mine" / "schedule.py").write_text("from ebm.schedule import LogUniform as Triangle")
+    asked = OmegaConf.create({
+        "store": str(tmp_path), "code": None, "again": None, "report": None, "dry": True, "metrics": None, "sample": {"n": 4},
+        "hydra": {"runtime": {"choices": {"cluster": "site"}}}})
+    monkeypatch.setattr("launch.study.submit.available", lambda: False)
+    study = Study(cfg=asked, params={"nodes": 1, "timeout_min": 60, "tasks_per_node": 1}, compose=compose)
+    study.launch([[*without_sampler(tiny), "schedule._target_=mine.schedule.Triangle", "sampler=heun"]])
+    assert capfd.readouterr().err.startswith("note: mine.schedule is not in the frozen code: after a change to it,")
+
+
 def test_code_that_the_store_has_not_or_of_an_older_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code" / "abc").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^code: 'abc' is older than .*; use its own: python .*/code/abc/launch/sweep\.py$"):

@@ -4,11 +4,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
+import re
 import shutil
+import site
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -95,6 +99,26 @@ def code_files() -> list[str]:
     if untracked := listed_files("--others", "--exclude-standard"):
         raise ValueError(f"code: git doesn't track {', '.join(untracked)}, so no job would have them; git add them first")
     return names
+
+
+def modules_outside(text: str) -> set[str]:
+    """The modules of the targets in a config in YAML that are neither in the frozen code nor installed."""
+    modules = {target.rpartition(".")[0] for target in re.findall(r"_target_: (\S+)", text)}
+    return {module for module in modules if (package := module.partition(".")[0]) not in CODE and not is_installed(package)}
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package lies where distributions or Python itself are installed; it is not imported."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # of what is being run, say
+        spec = None
+    if spec is None or spec.origin in ("built-in", "frozen"):  # one that isn't there has been refused
+        return True
+    names = ("purelib", "platlib", "stdlib", "platstdlib")
+    folders = [site.getusersitepackages(), *site.getsitepackages(), *map(sysconfig.get_path, names)]
+    places = [Path(place).resolve() for place in (spec.origin, *(spec.submodule_search_locations or ())) if place]
+    return any(place.is_relative_to(Path(folder).resolve()) for place in places for folder in folders)
 
 
 def listed_files(*options: str) -> list[str]:

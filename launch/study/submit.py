@@ -34,7 +34,7 @@ from launch.study.design import make_points
 from launch.study.environment import outside_job, python_blocking_signals
 from launch.study.here import run_here
 from launch.study.point import Point, read_points, read_study
-from launch.study.store import frozen_code, locked, make_folder, queued_by
+from launch.study.store import frozen_code, locked, make_folder, modules_outside, queued_by
 
 # A job starts in the folder where it was submitted, and Python would look for `launch` there, not in the study's frozen code:
 # so the code that it starts with is pickled with it.
@@ -67,9 +67,14 @@ class Study:
         if self.cfg.again is not None:
             self.points = read_points(Path(self.cfg.again))
         else:
+            outside: set[str] = set()
             with checking_apart() as check:
-                self.points = make_points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
-                                     sampling=self.sampling())
+                self.points = make_points(
+                    jobs, compose=self.compose, store=store, code=self.code.name, sampling=self.sampling(),
+                    check=lambda kind, text: outside.update(modules_outside(text)) or check(kind, text))
+            for module in sorted(outside):
+                print(f"note: {module} is not in the frozen code: after a change to it, what it has trained or drawn before "
+                      "still counts as done", file=sys.stderr)
         with locked(store):  # two studies submitted at once see each other's jobs
             live = queued() if slurm else set()
             self.jobs = {point.folder: "done" if point.done() else queued_by(point, live) for point in self.points}
