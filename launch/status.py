@@ -20,7 +20,7 @@ from rich.text import Text
 from launch.config.override import quoted
 from launch.study import cluster, here
 from launch.study.cluster import Job
-from launch.study.point import as_point, error_line, last_record, read_study, tail
+from launch.study.point import as_point, counted, error_line, last_record, read_study, tail
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
 
@@ -145,7 +145,7 @@ def cancel(folder: Path, study: dict[str, Any]) -> None:
     alive = [number for number, job in cluster.jobs(own).items() if not job.over and number in own]
     if alive:
         cluster.ask("scancel", *alive)
-    print(f"{len(alive) + here.cancel(folder)} jobs cancelled")
+    print(f"{counted(len(alive) + here.cancel(folder, study['points']), 'job')} cancelled")
 
 
 def resubmit_command(folder: Path, study: dict[str, Any]) -> list[str]:

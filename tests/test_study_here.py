@@ -115,6 +115,40 @@ def make_nothing(_name: str, _overrides: object) -> DictConfig:
     return DictConfig({})
 
 
+@pytest.fixture
+def dead_slurm(no_slurm: Path) -> Path:
+    """A PATH with SLURM's commands, and no controller to answer them; each call is noted."""
+    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
+        (no_slurm / name).write_text(f"#!/bin/sh\necho {name} >>{no_slurm}/asked\necho '{name}: error: no DNS' >&2\nexit 1\n")
+        (no_slurm / name).chmod(0o755)
+    return no_slurm
+
+
+def test_a_study_runs_here_if_asked_though_slurm_is_installed(
+    tiny: list[str], command: Command, dead_slurm: Path, tmp_path: Path
+) -> None:
+    asked = ["-m", *without_sampler(tiny), "budget.images=8", "preflight.disk_gb=0.01", f"store={tmp_path}/store",
+             "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
+    env = {**os.environ, "PATH": str(dead_slurm), "OMP_NUM_THREADS": "1"}
+    refused = command("sweep", *asked, "dry=true", env=env, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == ("error: squeue: squeue: error: no DNS; to run the study on this machine instead, add "
+                              "cluster=here\n")
+    (dead_slurm / "asked").unlink()
+
+    dry = command("sweep", *asked, "dry=true", "cluster=here", env=env).stdout.splitlines()
+    assert [line.split() for line in dry[:4]] == [["point", "kind", "job", "after"], ["default", "train"], [
+        "default", "×", "heun", "sampler.steps=2", "sample", "default"], [
+        "default", "×", "heun", "sampler.steps=3", "sample", "default"]]
+    assert dry[4:] == ["", "cluster=here: would run 3 jobs on this machine, 1 at a time"]
+    assert "running 3 jobs on this machine, 1 at a time" in command("sweep", *asked, "cluster=here", env=env).stdout
+    (record,) = (tmp_path / "store" / "studies").glob("*/study.json")
+    assert status(record.parent, dead_slurm).count("COMPLETED") == 3
+    assert "0 jobs cancelled" in status(record.parent, dead_slurm, "--cancel")
+    assert "running 0 jobs" in status(record.parent, dead_slurm, "--resubmit", "failed")
+    assert not (dead_slurm / "asked").exists(), "SLURM was asked"
+
+
 def until(what: Callable[[], object], *, why: str, seconds: float = 120) -> None:
     """Waits until ``what`` is true; fails saying why it was waited for."""
     end = time.monotonic() + seconds
@@ -177,7 +211,7 @@ def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[.
     until(lambda: newest_step(second.run) > stopped, why="a checkpoint after the one it was stopped at")
     assert second.run == first.run and second.process.stdout is not None
     second.process.stdout.close()
-    assert "1 jobs cancelled" in status(second.study, no_slurm, "--cancel")
+    assert "3 jobs cancelled" in status(second.study, no_slurm, "--cancel")
     for _ in range(2):
         second.process.send_signal(signal.SIGHUP)
     assert second.process.wait(60) == 128 + signal.SIGTERM
@@ -190,6 +224,6 @@ def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[.
     third.process.wait()
     shown = status(third.study, no_slurm)
     assert ("RUNNING" in shown, "PENDING" in shown, shown.count("CANCELLED")) == (True, False, 2), shown
-    assert "1 jobs cancelled" in status(third.study, no_slurm, "--cancel")
+    assert "1 job cancelled" in status(third.study, no_slurm, "--cancel")
     until(lambda: "RUNNING" not in status(third.study, no_slurm), why="the end of its training")
     assert "0 jobs cancelled" in status(third.study, no_slurm, "--cancel")

@@ -31,6 +31,11 @@ class Point:
         """The run's folder."""
         return self.of.folder if self.of else self.folder
 
+    @property
+    def title(self) -> str:
+        """Its label, a sampling's after that of its run."""
+        return f"{self.of.label} × {self.label}" if self.of else self.label
+
     def done(self) -> bool:
         """Whether its results are there."""
         if self.kind == "train":
@@ -98,6 +103,11 @@ def locate(place: Path, study: Path) -> Path:
     tail = place.parts[len(place.parts) - place.parts[::-1].index("runs"):]
     moved = study.resolve().parent.parent.joinpath("runs", *tail)
     return moved if moved.exists() else place
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 job", "2 jobs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def tail(path: Path, count: int) -> list[str]:
