@@ -16,6 +16,7 @@ from conftest import ROOT
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch.config.manual import CONFIGS
+from launch.config.mistakes import no_such_key
 from launch.config.override import key
 from launch.study import store
 from launch.study.arrays import Array, plan_arrays
@@ -249,6 +250,11 @@ def test_configs_that_no_job_would_have_are_refused(
         refuse_other_configs(["-m", "seed=1,2", *arguments])
     said = f"error: {name}: no job of a study would have those configs; put them into configs/ and git add them\n"
     assert capfd.readouterr().err == said
+
+
+def test_a_wrong_key_of_the_launcher_is_answered_with_what_lists_them() -> None:
+    assert no_such_key("hydra.launcher.foo", "sweep") == (
+        "hydra.launcher.foo: no such key; python launch/sweep.py --cfg hydra -p hydra.launcher lists them")
 
 
 def test_labels_tell_apart_and_no_more() -> None:
