@@ -69,9 +69,13 @@ class Study:
         else:
             outside: set[str] = set()
             with checking_apart() as check:
-                self.points = make_points(
-                    jobs, compose=self.compose, store=store, code=self.code.name, sampling=self.sampling(),
-                    check=lambda kind, text: outside.update(modules_outside(text)) or check(kind, text))
+
+                def check_noting(kind: str, text: str) -> Any:
+                    outside.update(modules_outside(text))
+                    return check(kind, text)
+
+                self.points = make_points(jobs, compose=self.compose, check=check_noting, store=store, code=self.code.name,
+                                          sampling=self.sampling())
             for module in sorted(outside):
                 print(f"note: {module} is not in the frozen code: after a change to it, what it has trained or drawn before "
                       "still counts as done", file=sys.stderr)
