@@ -20,7 +20,7 @@ from rich.text import Text
 from launch.config.override import quoted
 from launch.study import cluster, here
 from launch.study.cluster import Job
-from launch.study.point import as_point, last_record, read_study, tail
+from launch.study.point import as_point, counted, error_line, last_record, read_study, tail
 
 COLOURS = {"COMPLETED": "green", "done": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "TIMEOUT": "red"}
 
@@ -110,8 +110,10 @@ def explain(folder: Path, point: dict[str, Any], job: Job) -> str:
         return f"waiting: {job.reason}" if job.reason not in ("", "None") else ""
     if job.state not in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"):
         return ""
-    why = as_point(point).reason() or f"exit code {job.code}"
-    lines = [line for path in error_logs(folder, point, why) for line in tail(path, 3)]
+    why = as_point(point).reason()
+    logs = error_logs(folder, point, why)
+    why = why or next(filter(None, map(error_line, logs)), f"exit code {job.code}")
+    lines = [line for path in logs for line in tail(path, 3) if line.removeprefix("error: ") not in why]
     return "\n    ".join([why, *lines])
 
 
@@ -143,7 +145,7 @@ def cancel(folder: Path, study: dict[str, Any]) -> None:
     alive = [number for number, job in cluster.jobs(own).items() if not job.over and number in own]
     if alive:
         cluster.ask("scancel", *alive)
-    print(f"{len(alive) + here.cancel(folder)} jobs cancelled")
+    print(f"{counted(len(alive) + here.cancel(folder, study['points']), 'job')} cancelled")
 
 
 def resubmit_command(folder: Path, study: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from conftest import ROOT
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from launch.config.manual import CONFIGS
+from launch.config.mistakes import no_such_key
 from launch.config.override import key
 from launch.study import store
 from launch.study.arrays import Array, plan_arrays
@@ -25,7 +26,7 @@ from launch.study.environment import outside_job
 from launch.study.point import Point, read_points
 from launch.study.store import freeze
 from launch.study.submit import Study
-from launch.sweep import with_study
+from launch.sweep import refuse_other_configs, with_study
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -239,6 +240,23 @@ def test_the_command_line_of_a_study_has_a_sweep_and_a_store(capfd: pytest.Captu
     assert capfd.readouterr().err == "error: store: must not be empty\n"
 
 
+@pytest.mark.parametrize(("arguments", "name"), [
+    (["-cd", "mine"], "--config-dir"), (["--config-dir=mine"], "--config-dir"), (["--config-path", "mine"], "--config-path"),
+    (["hydra.searchpath=[mine]"], "hydra.searchpath")])
+def test_configs_that_no_job_would_have_are_refused(
+        arguments: list[str], name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    refuse_other_configs(["-m", "seed=1,2"])
+    with pytest.raises(SystemExit):
+        refuse_other_configs(["-m", "seed=1,2", *arguments])
+    said = f"error: {name}: no job of a study would have those configs; put them into configs/ and git add them\n"
+    assert capfd.readouterr().err == said
+
+
+def test_a_wrong_key_of_the_launcher_is_answered_with_what_lists_them() -> None:
+    assert no_such_key("hydra.launcher.foo", "sweep") == (
+        "hydra.launcher.foo: no such key; python launch/sweep.py --cfg hydra -p hydra.launcher lists them")
+
+
 def test_labels_tell_apart_and_no_more() -> None:
     assert varying_keys([("a=1", "b=1"), ("a=1", "b=2"), ("a=1", "b=2", "c=1")]) == {"b", "c"}
 
@@ -282,7 +300,7 @@ def test_frozen_code_is_what_stood_there(tmp_path: Path) -> None:
 
 def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "checkout"
-    for name in store.tracked_files():
+    for name in store.code_files():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     monkeypatch.setattr(store, "ROOT", copy)
@@ -291,6 +309,42 @@ def test_another_byte_is_another_version(tmp_path: Path, monkeypatch: pytest.Mon
     after = freeze(tmp_path)
     assert before != after
     assert (tmp_path / "code" / before / "ebm" / "energy.py").read_bytes() == (ROOT / "ebm" / "energy.py").read_bytes()
+
+
+def test_a_file_that_no_job_would_have_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    for name, text in (("train.yaml", "seed: 0"), ("my own.yaml", "seed: 1"), ("ignored.yaml", "seed: 2")):
+        (tmp_path / "configs" / name).write_text(text)
+    (tmp_path / ".gitignore").write_text("ignored.yaml")
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert len(store.code_files()) == 3, "where git tracks nothing, it does not tell what the code is"
+    subprocess.run(["git", "-C", str(tmp_path), "add", "configs/train.yaml"], check=True)
+    with pytest.raises(ValueError, match=r"^code: git doesn't track configs/my own\.yaml, so no job would have them; git add"):
+        freeze(tmp_path / "store")
+    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+    assert store.code_files() == ["configs/my own.yaml", "configs/train.yaml"]
+
+
+def test_a_module_that_is_neither_frozen_nor_installed_is_named(
+        tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    text = "_target_: {}\nnodes:\n- _target_: ebm.schedule.Single\n- _target_: torch.optim.Adam\n- _target_: math.sqrt\n"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "schedule.py").write_text("raise ImportError('it is only looked for')")
+    (tmp_path / "other.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert store.modules_outside(text.format("mine.schedule.Triangle")) == {"mine.schedule"}
+    assert store.modules_outside(text.format("other.Triangle")) == {"other"}
+    assert store.modules_outside(text.format("collections.OrderedDict")) == set()
+
+    (tmp_path / "mine" / "schedule.py").write_text("from ebm.schedule import LogUniform as Triangle")
+    asked = OmegaConf.create({
+        "store": str(tmp_path), "code": None, "again": None, "report": None, "dry": True, "metrics": None, "sample": {"n": 4},
+        "hydra": {"runtime": {"choices": {"cluster": "site"}}}})
+    monkeypatch.setattr("launch.study.submit.available", lambda: False)
+    study = Study(cfg=asked, params={"nodes": 1, "timeout_min": 60, "tasks_per_node": 1}, compose=compose)
+    study.launch([[*without_sampler(tiny), "schedule._target_=mine.schedule.Triangle", "sampler=heun"]])
+    assert capfd.readouterr().err.startswith("note: mine.schedule is not in the frozen code: after a change to it,")
 
 
 def test_code_that_the_store_has_not_or_of_an_older_kind_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Command
+from omegaconf import DictConfig, OmegaConf
 from test_study import without_sampler
 
+from launch.job.process import Task
 from launch.job.process import newest_step as newest_step
+from launch.status import explain
+from launch.study.cluster import Job
+from launch.study.here import run_here
+from launch.study.point import Point
+from launch.study.submit import Study
 
 
 @pytest.fixture
@@ -69,6 +77,76 @@ def test_without_slurm_a_study_runs_here_and_once(tiny: list[str], command: Comm
     assert "FAILED" in shown
     assert "not finite" in " ".join(shown.split())
     assert len(json.loads(newest.read_text())["points"]) == 3
+
+
+def test_a_job_that_records_no_reason_has_failed_with_the_last_error_in_its_log(
+    tiny: list[str], no_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its config can't be composed, which is before there is a folder to record it in."""
+    ends = {"config": "echo 'error: old' >&2; echo 'error: schedule=triangle: no such choice' >&2; exit 2",
+            "silent": "exit 3", "killed": "kill -KILL $$"}
+    points = [Point("train", name, tmp_path / "runs" / name, (), steps=2) for name in ends]
+    study = Study(cfg=OmegaConf.create({}), params={}, compose=make_nothing, folder=tmp_path / "study")
+    study.folder.mkdir()
+    study.code, study.points, study.jobs = tmp_path / "code", points, {one.folder: "" for one in points}
+    monkeypatch.setattr(study, "task", lambda point: Task(point.kind, "", ("/bin/sh", "-c", ends[point.label])))
+    points[1].folder.mkdir(parents=True)
+    (points[1].folder / "failure.json").write_text('{"error": "that of an earlier start"}')
+    assert not run_here(study)
+    shown = " ".join(status(study.folder, no_slurm).split())
+    assert shown.count("FAILED") == 3
+    for name, why in (("config", "schedule=triangle: no such choice"), ("silent", "exit code 3; see its log"),
+                      ("killed", "killed by SIGKILL")):
+        assert re.search(rf"{name}: rank 0 on \S+: {why}", shown), shown
+    assert "earlier" not in shown
+
+
+def test_the_reason_of_a_job_on_slurm_is_the_last_error_in_its_log(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "7_1_0_log.err").write_text("a warning\nerror: schedule=triangle: no such choice\n")
+    point = {"kind": "train", "label": "a", "folder": "nowhere", "overrides": [], "steps": 1, "batch": 1, "job": "7_1"}
+    assert explain(tmp_path, point, Job("FAILED", code="2:0")).splitlines() == [
+        "schedule=triangle: no such choice", "    a warning"]
+    assert explain(tmp_path, {**point, "job": "7_2"}, Job("FAILED", code="2:0")) == "exit code 2:0"
+
+
+def make_nothing(_name: str, _overrides: object) -> DictConfig:
+    """In place of what composes configs, where none is composed."""
+    return DictConfig({})
+
+
+@pytest.fixture
+def dead_slurm(no_slurm: Path) -> Path:
+    """A PATH with SLURM's commands, and no controller to answer them; each call is noted."""
+    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
+        (no_slurm / name).write_text(f"#!/bin/sh\necho {name} >>{no_slurm}/asked\necho '{name}: error: no DNS' >&2\nexit 1\n")
+        (no_slurm / name).chmod(0o755)
+    return no_slurm
+
+
+def test_a_study_runs_here_if_asked_though_slurm_is_installed(
+    tiny: list[str], command: Command, dead_slurm: Path, tmp_path: Path
+) -> None:
+    asked = ["-m", *without_sampler(tiny), "budget.images=8", "preflight.disk_gb=0.01", f"store={tmp_path}/store",
+             "sampler=heun", "sampler.steps=2,3", "sample.n=2"]
+    env = {**os.environ, "PATH": str(dead_slurm), "OMP_NUM_THREADS": "1"}
+    refused = command("sweep", *asked, "dry=true", env=env, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == ("error: squeue: squeue: error: no DNS; to run the study on this machine instead, add "
+                              "cluster=here\n")
+    (dead_slurm / "asked").unlink()
+
+    dry = command("sweep", *asked, "dry=true", "cluster=here", env=env).stdout.splitlines()
+    assert [line.split() for line in dry[:4]] == [["point", "kind", "job", "after"], ["default", "train"], [
+        "default", "×", "heun", "sampler.steps=2", "sample", "default"], [
+        "default", "×", "heun", "sampler.steps=3", "sample", "default"]]
+    assert dry[4:] == ["", "cluster=here: would run 3 jobs on this machine, 1 at a time"]
+    assert "running 3 jobs on this machine, 1 at a time" in command("sweep", *asked, "cluster=here", env=env).stdout
+    (record,) = (tmp_path / "store" / "studies").glob("*/study.json")
+    assert status(record.parent, dead_slurm).count("COMPLETED") == 3
+    assert "0 jobs cancelled" in status(record.parent, dead_slurm, "--cancel")
+    assert "running 0 jobs" in status(record.parent, dead_slurm, "--resubmit", "failed")
+    assert not (dead_slurm / "asked").exists(), "SLURM was asked"
 
 
 def until(what: Callable[[], object], *, why: str, seconds: float = 120) -> None:
@@ -133,7 +211,7 @@ def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[.
     until(lambda: newest_step(second.run) > stopped, why="a checkpoint after the one it was stopped at")
     assert second.run == first.run and second.process.stdout is not None
     second.process.stdout.close()
-    assert "1 jobs cancelled" in status(second.study, no_slurm, "--cancel")
+    assert "3 jobs cancelled" in status(second.study, no_slurm, "--cancel")
     for _ in range(2):
         second.process.send_signal(signal.SIGHUP)
     assert second.process.wait(60) == 128 + signal.SIGTERM
@@ -146,6 +224,6 @@ def test_a_study_without_slurm_is_followed_stopped_and_resumed(shell: Callable[.
     third.process.wait()
     shown = status(third.study, no_slurm)
     assert ("RUNNING" in shown, "PENDING" in shown, shown.count("CANCELLED")) == (True, False, 2), shown
-    assert "1 jobs cancelled" in status(third.study, no_slurm, "--cancel")
+    assert "1 job cancelled" in status(third.study, no_slurm, "--cancel")
     until(lambda: "RUNNING" not in status(third.study, no_slurm), why="the end of its training")
     assert "0 jobs cancelled" in status(third.study, no_slurm, "--cancel")

@@ -76,6 +76,8 @@ def addition_mistake(key: str, config: str) -> str:
 
 def no_such_key(key: str, config: str) -> str:
     """The line about a key that the config does not have, with the keys most like it."""
+    if key.startswith("hydra.launcher."):
+        return f"{key}: no such key; python launch/sweep.py --cfg hydra -p hydra.launcher lists them"
     known = [*flat(default_config(config)), *groups()]
     if (there := ELSEWHERE.get(key)) in known:
         return f"{key}: no such key; set {there} instead"

@@ -38,8 +38,14 @@ def available() -> bool:
 
 
 def queued() -> set[str]:
-    """Numbers of the user's waiting and running jobs, arrays element by element."""
-    return {name.removesuffix("_N/A") for name in ask("squeue", "-h", "-r", "--me", "-o", "%F_%K").split()}
+    """Numbers of the user's waiting and running jobs, arrays element by element.
+
+    Raises OSError, with what to do where SLURM is installed and there is no cluster.
+    """
+    try:
+        return {name.removesuffix("_N/A") for name in ask("squeue", "-h", "-r", "--me", "-o", "%F_%K").split()}
+    except OSError as error:
+        raise OSError(f"{error}; to run the study on this machine instead, add cluster=here") from error
 
 
 def array_limit() -> int:

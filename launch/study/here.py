@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from launch.study.point import Point, last_record
+from launch.job.faults import write_failure
+from launch.study.cluster import available
+from launch.study.point import Point, as_point, counted, error_line, last_record
 
 if TYPE_CHECKING:
     from launch.study.submit import Study
@@ -93,16 +95,19 @@ def state(folder: Path, point: Point, job: str) -> str:
     return "PENDING" if Life.of(folder, STUDY).lasts() else "CANCELLED"
 
 
-def cancel(folder: Path) -> int:
-    """Ends a study that runs without SLURM, as Ctrl-C in its shell does, or the jobs that a killed one has left; how many ran.
+def cancel(folder: Path, points: list[dict[str, Any]]) -> int:
+    """Ends a study that runs without SLURM, as Ctrl-C in its shell does, or the jobs that a killed one has left; of how many
+    points of the study's record.
 
     Raises OSError if it runs on another machine.
     """
+    alive = [one for one in points if one["job"].startswith(LOCAL)
+             and state(folder, as_point(one), one["job"]) in ("RUNNING", "PENDING")]
     jobs = [life for path in (folder / "logs").glob("*.pid") if path.stem != STUDY and (life := Life(path)).lasts()]
     study = Life.of(folder, STUDY)
     for life in [study] if study.lasts() else jobs:
         life.end()
-    return len(jobs)
+    return len(alive)
 
 
 def run_here(study: Study) -> bool:
@@ -110,12 +115,9 @@ def run_here(study: Study) -> bool:
 
     Ctrl-C, SIGTERM and the closing of the shell end the running jobs, which save first, and then this process, by SystemExit.
     """
-    import torch  # only here: a process that submits does without it
-
-    places: list[int | None] = list(range(torch.cuda.device_count())) or [None]
-    waiting = [point for point in study.points if study.jobs[point.folder] != "done"]
-    print(f"no sbatch found: running {len(waiting)} jobs on this machine, {len(places)} at a time; "
-          f"state and logs: python launch/status.py {os.path.relpath(study.folder)}", flush=True)
+    places, waiting = find_places(), waiting_points(study)
+    print(f"{headline('running', waiting, places)}; state and logs: python launch/status.py {os.path.relpath(study.folder)}",
+          flush=True)
     study.jobs |= {point.folder: f"{LOCAL}{number}" for number, point in enumerate(study.points) if point in waiting}
     study.save()
     with (Life.of(study.folder, STUDY).held() as file, catch_stops() as asked,
@@ -126,6 +128,35 @@ def run_here(study: Study) -> bool:
         print(f"stopped; to resume: python launch/status.py {os.path.relpath(study.folder)} --resubmit failed")
         raise SystemExit(128 + asked[0])
     return not failed
+
+
+def plan_here(study: Study) -> str:
+    """What `run_here` would do: the jobs, and how many at a time."""
+    waiting = waiting_points(study)
+    lines = [f"{'point':<60} {'kind':<7} {'job':<5} after"]
+    for point in study.points:
+        after = point.of.label if point.of in waiting and point in waiting else ""
+        lines.append(f"{point.title:<60.60} {point.kind:<7} {'' if point in waiting else 'done':<5} {after}".rstrip())
+    lines += [f"{study.cfg.report}: after all of these have ended"] if study.cfg.report else []
+    return "\n".join([*lines, "", headline("would run", waiting, find_places())])
+
+
+def waiting_points(study: Study) -> list[Point]:
+    """The points that are not done."""
+    return [point for point in study.points if study.jobs[point.folder] != "done"]
+
+
+def find_places() -> list[int | None]:
+    """The GPUs on each of which one job runs at a time, or one place without a GPU."""
+    import torch  # only here: a process that submits does without it
+
+    return list(range(torch.cuda.device_count())) or [None]
+
+
+def headline(verb: str, waiting: list[Point], places: list[int | None]) -> str:
+    """How many jobs run on this machine, and why here."""
+    why = "cluster=here" if available() else "no sbatch found"
+    return f"{why}: {verb} {counted(len(waiting), 'job')} on this machine, {len(places)} at a time"
 
 
 @contextlib.contextmanager
@@ -156,7 +187,9 @@ def run_points(study: Study, waiting: list[Point], places: list[int | None], ask
                 tell(bar.update)
                 if not point.done() and not asked:
                     failed.add(point.folder)
-                    tell(bar.write, f"failed: {point.label}: {point.reason() or 'no reason recorded; see its log'}")
+                    if not point.reason():
+                        write_failure(point.folder, failure(study, point, process.returncode))
+                    tell(bar.write, f"failed: {point.label}: {point.reason()}")
         for place in [place for place in places if place not in running and not asked]:
             ready = next((p for p in waiting if p.of is None or p.of.done() or p.of.folder in failed), None)
             if ready is None:
@@ -191,6 +224,7 @@ def start_point(study: Study, point: Point, place: int | None) -> subprocess.Pop
     """Starts a point's process, on one GPU if there is one, with its output in the study's logs, named as by submitit."""
     number = study.jobs[point.folder].removeprefix(LOCAL)
     point.folder.mkdir(parents=True, exist_ok=True)  # it records a failure here
+    (point.folder / "failure.json").unlink(missing_ok=True)  # an earlier start's
     gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": visible_gpu(place)}
     command, log = study.task(point).command, str(study.folder / "logs" / f"{number}_0_log")
     with Life.of(study.folder, number).held() as file, open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
@@ -201,6 +235,13 @@ def start_point(study: Study, point: Point, place: int | None) -> subprocess.Pop
                                    stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[file.fileno()])
         print(life_text(process.pid), end="", file=file, flush=True)
     return process
+
+
+def failure(study: Study, point: Point, code: int) -> str:
+    """Why a job failed that has recorded no reason itself, as when its config could not be composed, or it was killed."""
+    number = study.jobs[point.folder].removeprefix(LOCAL)
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}; see its log"
+    return error_line(study.folder / "logs" / f"{number}_0_log.err") or how
 
 
 def visible_gpu(place: int) -> str:

@@ -31,6 +31,11 @@ class Point:
         """The run's folder."""
         return self.of.folder if self.of else self.folder
 
+    @property
+    def title(self) -> str:
+        """Its label, a sampling's after that of its run."""
+        return f"{self.of.label} × {self.label}" if self.of else self.label
+
     def done(self) -> bool:
         """Whether its results are there."""
         if self.kind == "train":
@@ -100,12 +105,23 @@ def locate(place: Path, study: Path) -> Path:
     return moved if moved.exists() else place
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 job", "2 jobs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def tail(path: Path, count: int) -> list[str]:
     """The last lines of a file, with only the last state of each progress bar."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         text = file.read().decode(errors="replace")
     return [line.split("\r")[-1] for line in text.splitlines() if line.strip()][-count:]
+
+
+def error_line(path: Path) -> str:
+    """The last error of an entry in its log, without the word "error:"; "" if there is none."""
+    lines = tail(path, TAIL) if path.exists() else []
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
 
 
 def last_record(path: Path) -> dict[str, Any]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
+import re
 import shutil
+import site
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -63,13 +67,11 @@ def frozen_code(store: Path, version: str | None) -> Path:
 
 
 def freeze(store: Path) -> str:
-    """Copies the present code (the files that git tracks, as they are now) to ``store``/code/<version>; its version."""
-    files = sorted(tracked_files())
-    missing = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-o", "--exclude-standard", *CODE], capture_output=True,
-                             text=True, check=False).stdout.split()
-    if missing:
-        print(f"note: git doesn't track {', '.join(missing)}; the jobs will run without them", file=sys.stderr)
-    content = {file: (ROOT / file).read_bytes() for file in files}
+    """Copies the present code (the files that git tracks, as they are now) to ``store``/code/<version>; its version.
+
+    Raises ValueError if there are files that git neither tracks nor ignores: what is checked here could not run there.
+    """
+    content = {file: (ROOT / file).read_bytes() for file in sorted(code_files())}
     hashes = [[file, hashlib.sha256(bytes_).hexdigest()] for file, bytes_ in content.items()]
     version = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
     folder = store / "code" / version
@@ -88,11 +90,39 @@ def freeze(store: Path) -> str:
     return version
 
 
-def tracked_files() -> list[str]:
-    """The project's files that git tracks; all of its code if this is not a checkout."""
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *CODE], capture_output=True, text=True, check=False)
-    names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-    if listed.returncode == 0 and names:
-        return names
-    return [str(path.relative_to(ROOT)) for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*")]
-            if path.is_file() and "__pycache__" not in path.parts]
+def code_files() -> list[str]:
+    """The project's files that git tracks; all of its code if this is not a checkout. Raises ValueError as `freeze` does."""
+    names = [name for name in listed_files() if (ROOT / name).is_file()]
+    if not names:
+        return [str(path.relative_to(ROOT)) for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*")]
+                if path.is_file() and "__pycache__" not in path.parts]
+    if untracked := listed_files("--others", "--exclude-standard"):
+        raise ValueError(f"code: git doesn't track {', '.join(untracked)}, so no job would have them; git add them first")
+    return names
+
+
+def modules_outside(text: str) -> set[str]:
+    """The modules of the targets in a config in YAML that are neither in the frozen code nor installed."""
+    modules = {target.rpartition(".")[0] for target in re.findall(r"_target_: (\S+)", text)}
+    return {module for module in modules if (package := module.partition(".")[0]) not in CODE and not is_installed(package)}
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package lies where distributions or Python itself are installed; it is not imported."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # of what is being run, say
+        spec = None
+    if spec is None or spec.origin in ("built-in", "frozen"):  # one that isn't there has been refused
+        return True
+    names = ("purelib", "platlib", "stdlib", "platstdlib")
+    folders = [site.getusersitepackages(), *site.getsitepackages(), *map(sysconfig.get_path, names)]
+    places = [Path(place).resolve() for place in (spec.origin, *(spec.submodule_search_locations or ())) if place]
+    return any(place.is_relative_to(Path(folder).resolve()) for place in places for folder in folders)
+
+
+def listed_files(*options: str) -> list[str]:
+    """The files of the code that `git ls-files` lists; none if this is not a checkout."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *options, *CODE], capture_output=True, text=True,
+                            check=False)
+    return [name for name in listed.stdout.split("\0") if name]

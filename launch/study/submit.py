@@ -32,9 +32,9 @@ from launch.study.arrays import Array, plan_arrays
 from launch.study.cluster import array_limit, available, queued
 from launch.study.design import make_points
 from launch.study.environment import outside_job, python_blocking_signals
-from launch.study.here import run_here
-from launch.study.point import Point, read_points, read_study
-from launch.study.store import frozen_code, locked, make_folder, queued_by
+from launch.study.here import plan_here, run_here
+from launch.study.point import Point, counted, read_points, read_study
+from launch.study.store import frozen_code, locked, make_folder, modules_outside, queued_by
 
 # A job starts in the folder where it was submitted, and Python would look for `launch` there, not in the study's frozen code:
 # so the code that it starts with is pickled with it.
@@ -56,7 +56,7 @@ class Study:
     def launch(self, jobs: list[list[str]]) -> None:
         """Checks every point, then submits the missing ones; nothing is queued if any check fails."""
         store = Path(self.cfg.store).resolve()
-        slurm = available()
+        slurm = available() and self.cfg.hydra.runtime.choices.cluster != "here"
         before = None if self.cfg.again is None else read_study(Path(self.cfg.again))["code"]
         self.code = frozen_code(store, self.cfg.code or before)
         if self.cfg.code is not None and self.cfg.again is None and self.code != ROOT:
@@ -67,17 +67,26 @@ class Study:
         if self.cfg.again is not None:
             self.points = read_points(Path(self.cfg.again))
         else:
+            outside: set[str] = set()
             with checking_apart() as check:
-                self.points = make_points(jobs, compose=self.compose, check=check, store=store, code=self.code.name,
-                                     sampling=self.sampling())
+
+                def check_noting(kind: str, text: str) -> Any:
+                    outside.update(modules_outside(text))
+                    return check(kind, text)
+
+                self.points = make_points(jobs, compose=self.compose, check=check_noting, store=store, code=self.code.name,
+                                          sampling=self.sampling())
+            for module in sorted(outside):
+                print(f"note: {module} is not in the frozen code: after a change to it, what it has trained or drawn before "
+                      "still counts as done", file=sys.stderr)
         with locked(store):  # two studies submitted at once see each other's jobs
             live = queued() if slurm else set()
             self.jobs = {point.folder: "done" if point.done() else queued_by(point, live) for point in self.points}
             if slurm:
                 self.check_asked()
-            arrays = plan_arrays(self.points, self.jobs, limit=array_limit() if slurm else len(self.points))
+            arrays = plan_arrays(self.points, self.jobs, limit=array_limit()) if slurm else []
             if self.cfg.dry:
-                print(self.table(arrays))
+                print(self.table(arrays) if slurm else plan_here(self))
                 return
             self.folder = make_folder(store / "studies")
             if slurm:
@@ -86,7 +95,8 @@ class Study:
                 if self.cfg.report:
                     self.submit_report()
         if not slurm:
-            succeeded = run_here(self)
+            with outside_job():  # it may run within an allocation
+                succeeded = run_here(self)
             if self.cfg.report:
                 succeeded &= subprocess.run(self.report(), check=False).returncode == 0  # it reports itself what is wrong
             if not succeeded:
@@ -144,7 +154,8 @@ class Study:
             raise ValueError(f"sbatch refused: {detail}; nothing was queued") from error
         counts = {kind: sum(len(array.points) for array in arrays if array.kind == kind) for kind in ("train", "sample")}
         rest = len(self.points) - sum(counts.values())
-        print(f"{counts['train']} runs and {counts['sample']} samplings queued in {len(arrays)} arrays"
+        print(f"{counted(counts['train'], 'run')} and {counted(counts['sample'], 'sampling')} queued in "
+              + counted(len(arrays), "array")
               + (f", {rest} done or queued before" if rest else "")
               + f"\nstate and logs: python launch/status.py {os.path.relpath(self.folder)}", flush=True)
 
@@ -217,7 +228,7 @@ class Study:
         """What would be submitted: jobs, arrays, dependencies, header and the maximal cost."""
         lines = [f"{'point':<60} {'kind':<7} {'job':<24} after"]
         for number, array in enumerate(arrays, 1):
-            lines += [f"{point.of.label + ' × ' + point.label if point.of else point.label:<60.60} {array.kind:<7} "
+            lines += [f"{point.title:<60.60} {array.kind:<7} "
                       f"array {number} element {index:<8} {array.waits(arrays)}"
                       for index, point in enumerate(array.points)]
         rest = [point for point in self.points if self.jobs[point.folder]]
