@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -164,7 +165,7 @@ def claim(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, st
     """
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # its last start may still be dying on another node
     stack.enter_context(folder.held(wait_seconds=90 if requeued else 0))
-    folder.claim(cfg, steps=steps)
+    folder.claim(cfg, steps=steps, command=shlex.join(["python", "launch/train.py", *sys.argv[1:]]))
     (folder.path / "failure.json").unlink(missing_ok=True)  # an earlier start's
     return folder.checkpoints().newest()
 

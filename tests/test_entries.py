@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -240,13 +241,17 @@ def test_another_config_for_the_same_run_is_refused(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for extra in ("seed=0", "seed=1"):
-        monkeypatch.setattr(sys, "argv", ["train.py", *tiny, f"run={tmp_path}", "budget.images=16", extra])
+        asked = [*tiny, f"run={tmp_path}", "budget.images=16", extra]
+        monkeypatch.setattr(sys, "argv", ["train.py", *asked])
         if extra == "seed=0":
             run(train.main, config="train")
         else:
             with pytest.raises(SystemExit):
                 run(train.main, config="train")
-    assert "holds a checkpoint of another config: seed: 0 -> 1" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "holds a checkpoint of another config: seed: 0 -> 1" in error
+    begun = shlex.join(["python", "launch/train.py", *asked[:-1], "seed=0"])
+    assert error.endswith(f"; it was last started with: {begun}\n"), "the overrides that were forgotten aren't to be had"
     assert not (tmp_path / "failure.json").exists(), "the run has not failed: a command line was refused"
 
 
