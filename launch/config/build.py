@@ -148,6 +148,15 @@ def place(cfg: DictConfig, key: str) -> Path:
     return Path(value)
 
 
+def make_folder(cfg: DictConfig, key: str) -> None:
+    """Makes the folder that a key names, before any work; raises ValueError, naming the key, if that is not permitted."""
+    path = place(cfg, key)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{key}: {path} can't be made: {error.strerror}") from error
+
+
 def seed(cfg: DictConfig) -> int:
     """The seed of everything random; raises ValueError for one that PyTorch's generators don't take."""
     value: int = plain(cfg, "seed", int, least=0, most=2**63 - 1)
