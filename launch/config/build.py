@@ -95,7 +95,9 @@ def check_type(value: Any, expected: Any, *, key: str) -> None:
     try:
         TypeAdapter(expected).validate_python(plain, strict=True)  # lax mode would accept "no" as a bool, and leave it a string
     except ValidationError as error:
-        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {words(expected)}") from error
+        integer = int in (expected, *typing.get_args(expected)) and isinstance(plain, float) and plain.is_integer()
+        written = f", written {plain:_.0f}" if integer else ""
+        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {words(expected)}{written}") from error
 
 
 def words(expected: Any) -> str:

@@ -7,6 +7,7 @@ import faulthandler
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ebm.files import write_atomically
 from launch.job.process import leave_verdict, node_name, start_name
@@ -64,7 +65,11 @@ def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None, a
 
 
 def missing_value(error: Exception) -> str:
-    """OmegaConf's error about a mandatory value as a line that asks for it; "" for any other error."""
+    """OmegaConf's error about a mandatory value, or a reference to a key that isn't there, as a line that says what is missing;
+    "" for any other error."""
+    if isinstance(error, InterpolationKeyError):
+        missing = re.search(r"'(.*?)'", str(error))
+        return f"{error.full_key}: ${{{missing[1] if missing else '…'}}} refers to a key that the config does not have"
     if not isinstance(error, MissingMandatoryValue):
         return ""
     key = error.full_key or str(error).split()[-1]

@@ -24,7 +24,7 @@ from ebm.train.metrics import Metrics
 from ebm.train.trainer import Event, Trainer
 from ebm.train.work import flop_per_image, peak_of
 from launch.config.build import build, naming, place, seed
-from launch.config.settings import cuda_graph, optimizer, precision, rules, setting, switch
+from launch.config.settings import check_sigma_data, cuda_graph, optimizer, precision, rules, setting, switch
 from launch.run.folder import RunFolder
 from launch.run.identity import difference
 
@@ -113,6 +113,7 @@ def load_init(path: Path, cfg: DictConfig, *models: torch.nn.Module, device: tor
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
     """The trainer of a run, with all parts built and checked before the first image is read."""
     budget: Budget = build(cfg.budget, key="budget")
+    check_sigma_data(cfg)
     model = make_model(cfg, world.device)
     check_shapes(model, train.shape)
     objective = build(cfg.objective, key="objective")
