@@ -44,6 +44,15 @@ BAD = {
     "learning_rate=0.1": "learning_rate: no such key; set rate.peak instead\n",
     "batch_size=8": "batch_size: no such key; set budget.batch instead\n",
     "epochs=8": "epochs: no such key; set budget.images instead\n",
+    "schedule._target_=mine.schedule.Triangle": "schedule._target_: 'mine.schedule.Triangle' can't be imported: No module ",
+    "schedule._target_=ebm.schedule.Triangle": "schedule._target_: 'ebm.schedule.Triangle' can't be imported: ebm.schedule ",
+    "schedule._target_=3": "schedule._target_: 3 can't be imported: ",
+    "schedule._target_=ebm.schedule": "schedule._target_: 'ebm.schedule' is not accepted; it must be a class or a function",
+    "schedule._target_=ebm.train.rate.Constant": "schedule._target_: 'ebm.train.rate.Constant' is not accepted; it must be a "
+                                                "class derived from ebm.schedule.NoiseSchedule\n",
+    "model.head._target_=ebm.schedule.Karras": "model.head._target_: 'ebm.schedule.Karras' is not accepted; it must be a func",
+    "sampler.grid._target_=ebm.objective.EDM": "sampler.grid._target_: 'ebm.objective.EDM' is not accepted; it must be a ",
+    "average.rules.0._target_=ebm.objective.EDM": "average.rules.0._target_: 'ebm.objective.EDM' is not accepted; it must be ",
     "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be an integer",
     "data.flip=no": "data.flip: 'no' is not accepted; it must be true or false",
     "compile=1": "compile: 1 is not accepted; it must be true or false",
@@ -211,6 +220,18 @@ def test_an_object_that_no_group_offers_is_asked_for_by_its_target() -> None:
     settings = OmegaConf.create({"_target_": "ebm.energy.DirectScore", "network": None, "sigma_data": 0.5})
     with pytest.raises(ValueError, match=r"^score\.network: None is not accepted; it must have a _target_ that builds Module$"):
         build(settings, key="score")
+
+
+@pytest.mark.parametrize(("source", "said"), [
+    ("import nowhere", "No module named 'nowhere'"), ("1 / 0", "ZeroDivisionError: division by zero")])
+def test_a_users_module_that_can_t_be_imported_says_why(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"mine_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"^schedule\._target_: '{module}\.Triangle' can't be imported: {said}$"):
+        build(OmegaConf.create({"_target_": f"{module}.Triangle"}), key="schedule")
 
 
 def test_a_target_without_types_takes_what_it_is_given() -> None:
