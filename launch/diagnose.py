@@ -30,7 +30,7 @@ from ebm.extras import extra
 from ebm.schedule import NoiseSchedule
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
-from launch.config.build import build, place, plain
+from launch.config.build import build, make_folder, place, plain
 from launch.config.override import key
 from launch.config.settings import setting
 from launch.diagnosis.words import diagnosis_record, paragraph, write_diagnosis
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
         with checking():
             place(cfg, "run")
             out = place(cfg, "out")
-        stack.enter_context(record_failures(out))
+        stack.enter_context(record_failures(out, key="out"))
         with checking():
             timeout = setting(cfg, "timeout_seconds")
             world = stack.enter_context(join(device=cfg.device, timeout_seconds=timeout, peers_seconds=timeout))
@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> None:
             tracking = tracking_of(cfg)
             again = plain(cfg, "try", bool)
             doctor, sampler, about = make_doctor(cfg, world, stack.enter_context(figure.progress_bars()))
-            Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before the work: it may not be allowed
+            make_folder(cfg, "out")
         with checking():
             before = doctor.diagnose(sampler)
             after, tried = try_cures(cfg, doctor, before) if again else (None, [])

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.config.manual import CONFIGS, manual
-from launch.config.mistakes import addition_mistake, choice_mistake, chosen, explain
+from launch.config.mistakes import addition_mistake, choice_mistake, chosen, explain, removal_mistake
 from launch.job.faults import refuse
 from launch.job.startup import keep_memory, spare_imports
 
@@ -52,8 +52,10 @@ def call(main: Callable[[DictConfig], None], *, config: str) -> None:
         for one in flags.overrides:
             if not one.lstrip("+~").partition("=")[0]:
                 refuse(f"{one}: names no key; a setting is written key=value, as in seed=1, and --help lists them")
-            if one.startswith("+") and (mistake := addition_mistake(one.lstrip("+").partition("=")[0], config)):
+            if one.startswith("+") and (mistake := addition_mistake(one, config)):
                 refuse(mistake)
+            if one.startswith("~") and not one.startswith("~hydra"):
+                refuse(removal_mistake(one))
         if mistake := choice_mistake(flags.overrides):
             refuse(mistake)
         if flags.multirun and config != "sweep":

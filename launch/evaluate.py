@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from ebm.data import Dataset
 from ebm.files import write_atomically
 from ebm.train.distributed import World
-from launch.config.build import place, plain
+from launch.config.build import make_folder, place, plain
 from launch.drawing.batches import digest
 from launch.drawing.sampling import check_agreement, identity, prepare, sample_stem
 from launch.entry import run
@@ -47,8 +47,9 @@ def main(cfg: DictConfig) -> None:
     with contextlib.ExitStack() as stack:
         with checking():
             place(cfg, "run")
-            failures = place(cfg, "out" if cfg.label is None else "samples")  # in a study, a point is its samples
-        stack.enter_context(record_failures(failures))
+            results = "out" if cfg.label is None else "samples"  # in a study, a point is its samples
+            failures = place(cfg, results)
+        stack.enter_context(record_failures(failures, key=results))
         with checking():
             metrics = select_metrics(cfg)
         world = stack.enter_context(processes(cfg))
@@ -66,7 +67,7 @@ def main(cfg: DictConfig) -> None:
             work.samples()  # raises before any work where they can't be measured
         with checking(world):
             if world.is_main:
-                Path(cfg.out).mkdir(parents=True, exist_ok=True)  # before any work: it may not be permitted
+                make_folder(cfg, "out")
         paths = [evaluate(work, name, metric, tracking) for name, metric in metrics.items()]
         if world.is_main:
             (failures / "failure.json").unlink(missing_ok=True)  # an earlier start's

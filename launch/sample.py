@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from omegaconf import DictConfig
 
-from launch.config.build import place, plain
+from launch.config.build import make_folder, place, plain
 from launch.drawing.sampling import check_agreement, draw_batches, prepare, write_samples
 from launch.drawing.task import assign_task
 from launch.entry import run
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         with checking():
             place(cfg, "run")
             out = place(cfg, "out")
-        stack.enter_context(record_failures(out))
+        stack.enter_context(record_failures(out, key="out"))
         world = stack.enter_context(processes(cfg))
         with checking(world):
             tracking = tracking_of(cfg)
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
             check_agreement(pipeline, world)
         with checking(world):
             if world.is_main:
-                out.mkdir(parents=True, exist_ok=True)  # before any work: it may not be permitted
+                make_folder(cfg, "out")
         batches = draw_batches(cfg, pipeline, world)
         if world.is_main:
             protocol = write_samples(cfg, pipeline, batches=batches)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from launch.job.faults import checking, record_failures, refuse, watchdog
 from launch.job.preflight import check_data, check_devices, check_node, processes
 from launch.job.process import STOP_SIGNALS, job_number, leave_verdict, node_name
 from launch.run.folder import RunFolder
-from launch.run.make import make_batches, make_trainer, open_datasets, resolve
+from launch.run.make import find_init, load_init, make_batches, make_trainer, open_datasets, resolve
 from launch.run.version import version
 from launch.tracking.track import mirroring, tracking_of
 
@@ -66,6 +67,7 @@ def main(cfg: DictConfig) -> None:
             tracking = tracking_of(cfg)
             hang = setting(cfg, "hang_seconds")
             make_batches(cfg, trainer, train)  # checks its values
+        init = begin_from_init(cfg, trainer, folder)
         start.ended("data and model")
         with checking():
             check_node(world, folder=folder.path, **limits)
@@ -81,7 +83,7 @@ def main(cfg: DictConfig) -> None:
             mirror = stack.enter_context(mirroring(tracking, folder=folder.path, name=name, kind="train", config=cfg))
         beat = stack.enter_context(watchdog(folder.path, hang))
         metrics, begun = Metrics(folder.metrics_file), trainer.step
-        trainer.alive = first_steps(beat, start, trainer, metrics)
+        trainer.alive = first_steps(beat, start, trainer, metrics, init=init)
         try:
             done = trainer.fit(make_batches(cfg, trainer, train))
         except NonFiniteError as error:  # of the sum of all processes, so that all end so
@@ -102,8 +104,10 @@ def main(cfg: DictConfig) -> None:
         raise SystemExit(code)
 
 
-def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metrics: Metrics) -> Callable[[], None]:
-    """``beat``, which after the first step also records how long the start has taken."""
+def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metrics: Metrics, *,
+                init: str | None) -> Callable[[], None]:
+    """``beat``, which after the first step also records how long the start has taken, and the checkpoint whose weights it
+    began with, if any."""
     begun, code = trainer.step, version() if trainer.world.is_main else ""
 
     def alive() -> None:
@@ -114,7 +118,7 @@ def first_steps(beat: Callable[[], None], start: Start, trainer: Trainer, metric
         if "first step" in start.parts and trainer.world.is_main:
             metrics.write("start", step=begun, images=begun * trainer.budget.batch, processes=trainer.world.size,
                           node=node_name(), device=device_name(trainer.world.device), job=job_number(), version=code,
-                          seconds=round(start.last, 2), **start.parts)
+                          seconds=round(start.last, 2), **start.parts, **({"init": init} if init else {}))
 
     return alive
 
@@ -137,6 +141,23 @@ def catch_stops() -> list[int]:
     return asked
 
 
+def begin_from_init(cfg: DictConfig, trainer: Trainer, folder: RunFolder) -> str | None:
+    """Gives a run without a checkpoint of its own the weights of the run `init`, if it names one: the same on every process.
+    Returns the name of their checkpoint."""
+    world = trainer.world
+    with checking(world):
+        begins = world.is_main and cfg.init is not None and folder.checkpoints().newest() is None
+        path = find_init(cfg) if begins else None
+    path = world.broadcast_object(path)
+    if path is None:
+        return None
+    with checking(world):
+        load_init(path, cfg, trainer.model, *(average.model for average in trainer.averages), device=world.device)
+    if world.is_main:
+        print(f"begins with the weights of {path}", flush=True)
+    return path.name
+
+
 def claim(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, steps: int) -> Path | None:
     """Claims the folder for this run as long as ``stack`` lasts; the path of the checkpoint to resume from, if there is one.
 
@@ -144,7 +165,7 @@ def claim(cfg: DictConfig, folder: RunFolder, stack: contextlib.ExitStack, *, st
     """
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # its last start may still be dying on another node
     stack.enter_context(folder.held(wait_seconds=90 if requeued else 0))
-    folder.claim(cfg, steps=steps)
+    folder.claim(cfg, steps=steps, command=shlex.join(["python", "launch/train.py", *sys.argv[1:]]))
     (folder.path / "failure.json").unlink(missing_ok=True)  # an earlier start's
     return folder.checkpoints().newest()
 

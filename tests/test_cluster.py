@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_is_passed_over(first: dict[str, dict[str, Any]]) -
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("raise", "RuntimeError: a fault of the test's"), ("nan", "the loss was not finite"), ("full", "OSError"),
+    ("raise", "RuntimeError: a fault of the test's"), ("nan", "the loss was not finite"), ("full", "File too large"),
     ("stuck", "no progress over 3 restarts")])
 def test_a_fault_ends_the_job_as_failed_and_says_where(cluster: Cluster, first: dict[str, dict[str, Any]], name: str,
                                                        words: str) -> None:

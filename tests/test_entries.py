@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -36,10 +37,26 @@ BAD = {
     "budget.batch=-4": "budget.batch: -4 is not accepted; it must be a whole number of at least 1",
     "budget.batch=many": "budget.batch: 'many' is not accepted; it must be an integer",
     "budget.batch=1000": "budget.batch: 1000 is not accepted; it must be from 1 to the data set's 60 images",
+    "budget.images=1e3": "budget.images: 1000.0 is not accepted; it must be an integer, written 1_000\n",
+    "rate.warmup=1e4": "rate.warmup: 10000.0 is not accepted; it must be an integer, written 10_000\n",
+    "data.sigma_data=0": "data.sigma_data: 0.0 is not accepted; it must be a positive number\n",
+    "run='${foo}'": "run: ${foo} refers to a key that the config does not have\n",
+    "learning_rate=0.1": "learning_rate: no such key; set rate.peak instead\n",
+    "batch_size=8": "batch_size: no such key; set budget.batch instead\n",
+    "epochs=8": "epochs: no such key; set budget.images instead\n",
+    "schedule._target_=mine.schedule.Triangle": "schedule._target_: 'mine.schedule.Triangle' can't be imported: No module ",
+    "schedule._target_=ebm.schedule.Triangle": "schedule._target_: 'ebm.schedule.Triangle' can't be imported: ebm.schedule ",
+    "schedule._target_=3": "schedule._target_: 3 can't be imported: ",
+    "schedule._target_=ebm.schedule": "schedule._target_: 'ebm.schedule' is not accepted; it must be a class or a function",
+    "schedule._target_=ebm.train.rate.Constant": "schedule._target_: 'ebm.train.rate.Constant' is not accepted; it must be a "
+                                                "class derived from ebm.schedule.NoiseSchedule\n",
+    "model.head._target_=ebm.schedule.Karras": "model.head._target_: 'ebm.schedule.Karras' is not accepted; it must be a func",
+    "sampler.grid._target_=ebm.objective.EDM": "sampler.grid._target_: 'ebm.objective.EDM' is not accepted; it must be a ",
+    "average.rules.0._target_=ebm.objective.EDM": "average.rules.0._target_: 'ebm.objective.EDM' is not accepted; it must be ",
     "budget.images=2.5": "budget.images: 2.5 is not accepted; it must be an integer",
     "data.flip=no": "data.flip: 'no' is not accepted; it must be true or false",
     "compile=1": "compile: 1 is not accepted; it must be true or false",
-    "run=/dev/null/run": f"node {node_name()}: [Errno 20] Not a directory: '/dev/null/run'",
+    "run=/dev/null/run": f"node {node_name()}: /dev/null/run can't be written: Not a directory",
     "run=": "run: '' is not accepted; it must be a path",
     "run=null": "run: None is not accepted; it must be a string",
     "rate.peak=abc": "rate.peak: 'abc' is not accepted; it must be a number",
@@ -205,6 +222,18 @@ def test_an_object_that_no_group_offers_is_asked_for_by_its_target() -> None:
         build(settings, key="score")
 
 
+@pytest.mark.parametrize(("source", "said"), [
+    ("import nowhere", "No module named 'nowhere'"), ("1 / 0", "ZeroDivisionError: division by zero")])
+def test_a_users_module_that_can_t_be_imported_says_why(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"mine_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"^schedule\._target_: '{module}\.Triangle' can't be imported: {said}$"):
+        build(OmegaConf.create({"_target_": f"{module}.Triangle"}), key="schedule")
+
+
 def test_a_target_without_types_takes_what_it_is_given() -> None:
     node = OmegaConf.create({"_target_": "textwrap.indent", "text": "a", "prefix": "b", "predicate": None})
     assert build(node, key="model") == "ba"
@@ -218,6 +247,18 @@ def test_a_target_without_types_takes_what_it_is_given() -> None:
     (["budget.batch", "64"], "budget.batch: can't be parsed; a setting is written key=value, a list as key=[1,2]\n"),
     (["model=cnn,"], "model=cnn,: can't be parsed; a setting is written key=value, a list as key=[1,2]\n"),
     (["=3"], "=3: names no key; a setting is written key=value, as in seed=1, and --help lists them\n"),
+    (["run=runs/my run é"], "run=runs/my run é: can't be parsed; a setting is written key=value, a list as key=[1,2], a text "
+                            "with special characters as \"run='runs/my run é'\"\n"),
+    (["data=mine/train.beton"], "data=mine/train.beton: no such choice; accepted: beton, cifar10, shapes; for images of your "
+                                "own: data=beton data.name=<name> data.train=mine/train.beton\n"),
+    (["data=/mine"], "data=/mine: no such choice; accepted: beton, cifar10, shapes; for images of your own: data=beton "),
+    (["schedule=lognormal,karras"], "schedule=lognormal,karras: train.py takes one value for each key; for a study of several: "
+                                    "python launch/sweep.py -m schedule=lognormal,karras\n"),
+    (["~rate"], "~rate: a group can't be removed; choose rate=<name>: constant, cosine, inverse_sqrt\n"),
+    (["~rate.peak"], "~rate.peak: a setting can't be removed; give it a value, as in rate.peak=<value>\n"),
+    (["+sampler/grid={_target_:x}"], "sampler/grid={_target_:x}: no such choice; accepted: cosine, geometric, karras, "),
+    (["++model/network={a:1}"], "model/network={a:1}: no such choice; accepted: unet, unet_full\n"),
+    (["+foo/bar=1"], "foo/bar: not a group of this config; groups: average, data, experiment, model, model/head, model/netw"),
     (["+sead=3"], "sead: no such key; did you mean seed"),
     (["+save.evry=3"], "save.evry: no such key; did you mean save.every"),
     (["save={evry: 3}"], "save.evry: no such key; did you mean save.every"),
@@ -240,13 +281,17 @@ def test_another_config_for_the_same_run_is_refused(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for extra in ("seed=0", "seed=1"):
-        monkeypatch.setattr(sys, "argv", ["train.py", *tiny, f"run={tmp_path}", "budget.images=16", extra])
+        asked = [*tiny, f"run={tmp_path}", "budget.images=16", extra]
+        monkeypatch.setattr(sys, "argv", ["train.py", *asked])
         if extra == "seed=0":
             run(train.main, config="train")
         else:
             with pytest.raises(SystemExit):
                 run(train.main, config="train")
-    assert "holds a checkpoint of another config: seed: 0 -> 1" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "holds a checkpoint of another config: seed: 0 -> 1" in error
+    begun = shlex.join(["python", "launch/train.py", *asked[:-1], "seed=0"])
+    assert error.endswith(f"; it was last started with: {begun}\n"), "the overrides that were forgotten aren't to be had"
     assert not (tmp_path / "failure.json").exists(), "the run has not failed: a command line was refused"
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ONE_THREAD, ROOT, Command
+from hydra import compose, initialize_config_dir
 
+from launch.config.manual import CONFIGS
 from launch.metrics.cost import Cost
 from launch.metrics.evaluation import read_images
-from launch.metrics.selection import naming_argument
+from launch.metrics.selection import naming_argument, select_metrics
 
 ASKED = ["device=cpu", "precision=fp32", "sampler=heun", "sampler.steps=3", "n=20", "batch=4", "extractor=random",
          "metric.quality.kid_subset_size=10", "metric.quality.real=false", "metric.cost.batches=1"]
@@ -105,9 +107,15 @@ def test_a_killed_evaluation_goes_on(trained: Path, command: Command, tmp_path: 
     assert set(records(tmp_path)) == {"likelihood"}
 
 
+def test_a_metric_alone_needs_no_brackets() -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        alone, listed = (compose("evaluate", ["run=x", f"metrics={asked}"]) for asked in ("cost", "[cost]"))
+    assert select_metrics(alone) == select_metrics(listed)
+
+
 @pytest.mark.parametrize(("overrides", "words"), [
     (["metrics=[fud]"], "metrics: ['fud'] is not accepted; it must be a list of quality, neighbours"),
-    (["metrics=quality"], "metrics: 'quality' is not accepted"),
+    (["metrics=fud"], "metrics: ['fud'] is not accepted; it must be a list of quality, neighbours"),
     (["metrics=[cost]", "n=0"], "n: 0 is not accepted"),
     (["metrics=[cost]", "ema=9"], "ema: 9 is not accepted"),
     (["metrics=[cost]", "held_out=nowhere.beton"], "error: held_out: nowhere.beton: no such data file"),

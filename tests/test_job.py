@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from omegaconf import OmegaConf
 
 from ebm.train.distributed import MissingPeersError
+from launch.config.build import make_folder
 from launch.job import epilogue, preflight
 from launch.job.faults import Refused, record_failures
 from launch.job.process import node_name
@@ -143,3 +146,36 @@ def test_what_an_epilogue_wrote_hides_no_later_refusal(tmp_path: Path, monkeypat
     epilogue.note_failure(tmp_path, "no progress over 3 restarts")
     content = json.loads((tmp_path / "failure.json").read_text())
     assert content["error"] == "no progress over 3 restarts; last error: no such file"
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    ("OSError(28, 'No space left on device')", "out: FOLDER: No space left on device"),
+    ("OSError(30, 'Read-only file system', '/data/x.npz')", "out: /data/x.npz: Read-only file system")])
+def test_a_folder_that_can_t_be_written_ends_in_one_line(error: str, said: str, tmp_path: Path) -> None:
+    work = f"""
+import sys
+from pathlib import Path
+from launch.job.faults import record_failures
+with record_failures(Path(sys.argv[1]), key="out"):
+    raise {error}
+"""
+    done = subprocess.run([sys.executable, "-c", work, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "EBM_JOB": str(tmp_path)}, check=False)
+    said = said.replace("FOLDER", str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, f"error: {said}\n")
+    assert (tmp_path / "verdict").read_text() == "failed"
+    assert json.loads((tmp_path / "failure.json").read_text())["error"] == said
+
+
+def test_a_full_disk_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(preflight, "write_probe", full)
+    with pytest.raises(OSError, match=f"^{tmp_path} can't be written: No space left on device$"):
+        preflight.check_disk(tmp_path, 0.0, 0.0)
+
+
+def test_a_folder_for_results_that_can_t_be_made_is_named_by_its_key() -> None:
+    with pytest.raises(ValueError, match=r"^out: /proc/foo can't be made: No such file or directory$"):
+        make_folder(OmegaConf.create({"out": "/proc/foo"}), "out")

@@ -52,6 +52,7 @@ def without_sampler(tiny: list[str]) -> list[str]:
 REFUSED = {
     "precision=fp8": "precision: 'fp8' is not accepted; choose auto, fp32, bf16, fp16",
     "device=gpu": "device: 'gpu' is not accepted; choose auto, cuda or cpu",
+    "data.sigma_data=0": "data.sigma_data: 0.0 is not accepted; it must be a positive number",
     "log_every=0": "log_every: 0 is not accepted; it must be at least 1",
     "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
     "diagnose.count=1": "diagnose.count: 1 is not accepted; it must be at least 2",

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import os
@@ -13,20 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from ebm.energy import Preconditioned
+from ebm.objective import DenoisingScoreMatching
+from ebm.sampling import Sampler
+from ebm.schedule import NoiseSchedule
+from ebm.train.budget import Budget
+from ebm.train.ema import Averaging
+from ebm.train.rate import LearningRate
 from launch.config.manual import choices
 
 SCALARS = (int, float, bool, str, type(None))
 WORDS = {int: ("an integer", "integers, as in [1,2]"), float: ("a number", "numbers, as in [0.5,1]"),
          str: ("a string", "strings, as in [a,b]"), bool: ("true or false", "true and false"), type(None): ("null", "nulls")}
+KINDS: dict[str, Any] = {  # what the parts of a run that no signature describes must be
+    "model": Preconditioned, "objective": DenoisingScoreMatching, "schedule": NoiseSchedule, "rate": LearningRate,
+    "average.rules": Averaging, "optimizer": Callable[..., torch.optim.Optimizer], "sampler": Sampler, "budget": Budget}
 
 
 def build(node: DictConfig, *, key: str) -> Any:
     """The object that ``node`` describes; raises ValueError, naming the key, its value and what is accepted."""
+    check_kind(node, KINDS.get(re.sub(r"\.\d+$", "", key), Any), key=key)
     check(node, key=key)
     alone = OmegaConf.create(OmegaConf.to_container(node, resolve=True))  # Hydra's errors then name keys relative to this node
     with naming(f"{key}."):
@@ -61,7 +74,7 @@ def check(node: Any, *, key: str) -> None:
             check(item, key=f"{key}[{index}]")
     if not isinstance(node, DictConfig):
         return
-    parameters = signature(node) if "_target_" in node else {}
+    parameters = signature(node, key=key) if "_target_" in node else {}
     for name, value in ((str(name), value) for name, value in node.items()):
         place = f"{key}.{name}"
         if name in parameters:
@@ -71,15 +84,47 @@ def check(node: Any, *, key: str) -> None:
         check(value, key=place)
 
 
-def signature(node: DictConfig) -> dict[str, Any]:
+def locate(node: DictConfig, *, key: str) -> Any:
+    """The class or function that a node's ``_target_`` names; raises ValueError if there is none."""
+    name = node["_target_"]
+    try:
+        target = _locate(name)
+    except Exception as error:  # importing a module may raise anything
+        root = error.__cause__ or error
+        cause = " ".join(str(root).split())
+        if isinstance(root, ModuleNotFoundError) and root.name == name:  # it tried the class itself as a module
+            cause = "{} has no {}".format(*str(name).rsplit(".", 1)) if "." in name else cause
+        elif not isinstance(root, ImportError):
+            cause = f"{type(root).__name__}: {cause}"
+        raise ValueError(f"{key}._target_: {name!r} can't be imported: {cause}") from error
+    if not callable(target):
+        raise ValueError(f"{key}._target_: {name!r} is not accepted; it must be a class or a function")
+    return target
+
+
+def signature(node: DictConfig, *, key: str) -> dict[str, Any]:
     """Names and types of the parameters of a node's target; the type is Any where it can't be read."""
-    target = get_object(node["_target_"])
+    target = locate(node, key=key)
     function = target.__init__ if inspect.isclass(target) else target
     try:
         hints = typing.get_type_hints(function)
     except (NameError, TypeError):
         hints = {}
     return {name: hints.get(name, Any) for name in inspect.signature(target).parameters}
+
+
+def check_kind(node: DictConfig, expected: Any, *, key: str) -> None:
+    """Raises ValueError if a node's target is a class whose objects are not what is ``expected`` there."""
+    made = locate(node, key=key)
+    if typing.get_origin(expected) is Callable:
+        expected = typing.get_args(expected)[-1] if node.get("_partial_") else Callable
+    elif node.get("_partial_"):
+        made = functools.partial
+    known = inspect.isclass(expected) and expected not in (Any, object) and typing.get_origin(expected) is None
+    protocol = getattr(expected, "_is_protocol", False)  # of which nothing needs to be derived
+    if known and not protocol and inspect.isclass(made) and not issubclass(made, expected):
+        what = "a function" if expected is Callable else f"a class derived from {expected.__module__}.{expected.__qualname__}"
+        raise ValueError(f"{key}._target_: {node['_target_']!r} is not accepted; it must be {what}")
 
 
 def check_type(value: Any, expected: Any, *, key: str) -> None:
@@ -89,13 +134,17 @@ def check_type(value: Any, expected: Any, *, key: str) -> None:
         accepted = ", ".join(choices(group))
         raise ValueError(f"{key}: {value!r} is not accepted; " + (f"select with {group}=<name>: {accepted}" if accepted else
                                                                   f"it must have a _target_ that builds {words(expected)}"))
+    if isinstance(value, DictConfig) and "_target_" in value:
+        check_kind(value, expected, key=key)
     if isinstance(value, DictConfig) or not is_plain(expected):
         return
     plain = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
     try:
         TypeAdapter(expected).validate_python(plain, strict=True)  # lax mode would accept "no" as a bool, and leave it a string
     except ValidationError as error:
-        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {words(expected)}") from error
+        integer = int in (expected, *typing.get_args(expected)) and isinstance(plain, float) and plain.is_integer()
+        written = f", written {plain:_.0f}" if integer else ""
+        raise ValueError(f"{key}: {plain!r} is not accepted; it must be {words(expected)}{written}") from error
 
 
 def words(expected: Any) -> str:
@@ -146,6 +195,15 @@ def place(cfg: DictConfig, key: str) -> Path:
     if not value:
         raise ValueError(f"{key}: '' is not accepted; it must be a path")
     return Path(value)
+
+
+def make_folder(cfg: DictConfig, key: str) -> None:
+    """Makes the folder that a key names, before any work; raises ValueError, naming the key, if that is not permitted."""
+    path = place(cfg, key)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{key}: {path} can't be made: {error.strerror}") from error
 
 
 def seed(cfg: DictConfig) -> int:

@@ -17,7 +17,7 @@ from omegaconf.errors import ValidationError
 
 from launch.config.keys import flat
 from launch.config.manual import CONFIGS, choices
-from launch.config.override import ELSEWHERE, key
+from launch.config.override import ELSEWHERE, key, quoted
 
 
 def explain(error: Exception, config: str) -> str:
@@ -26,21 +26,33 @@ def explain(error: Exception, config: str) -> str:
     if match := re.search(r"Could not override '([^']+)'.*[Nn]o match in the defaults list", text):
         if match[1] in groups() and "/" in match[1]:
             return f"{match[1]}: the chosen {match[1].rpartition('/')[0]} has no such part"
-        accepted = sorted(name for name in chosen(config) if "@" not in name)
-        return f"{match[1]}: not a group of this config; groups: {', '.join(accepted)}"
+        return no_such_group(match[1], config)
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
-        group, _, choice = match[1].rpartition("/")
-        if group.startswith("experiment/"):
-            group, choice = "experiment", match[1].removeprefix("experiment/")
-        return f"{group}={choice}: no such choice; accepted: {', '.join(choices(group))}"
+        group = max((name for name in groups() if match[1].startswith(f"{name}/")), key=len, default="")
+        choice = match[1].removeprefix(f"{group}/")
+        own = f"; for images of your own: data=beton data.name=<name> data.train={choice}"
+        return (f"{group}={choice}: no such choice; accepted: {', '.join(choices(group))}"
+                + (own if group == "data" and "/" in choice else ""))
+    if match := re.search(r"Ambiguous value for argument '(.*?)' 1\. To use it as a list", text):
+        return (f"{match[1]}: {config}.py takes one value for each key; for a study of several: "
+                f"python launch/sweep.py -m {match[1]}")
     if isinstance(error.__cause__, ValidationError) and (match := re.search(r"Error merging override ([^\s=]+)=(.*)", text)):
         return f"{match[1]}: {match[2]!r} is not accepted; {str(error.__cause__).splitlines()[0]}"
     if match := re.search(r"(?:Could not override|Error merging override) '?([\w./@]+)", text):
         named, wrong = match[1].split("=")[0], str(getattr(error.__cause__, "full_key", ""))
         return no_such_key(wrong if wrong.startswith(f"{named}.") else named, config)  # within a value, as in save={evry: 3}
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: can't be parsed; a setting is written key=value, a list as key=[1,2]"
+        cure = quoted_override(error.override or "")
+        return (f"{error.override}: can't be parsed; a setting is written key=value, a list as key=[1,2]"
+                + (f", a text with special characters as {cure}" if cure else ""))
     return text
+
+
+def quoted_override(override: str) -> str:
+    """An override whose value needs quotes, as it is written in a shell; "" if quotes are not what it lacks."""
+    name, _, value = override.partition("=")
+    special = re.search(r"[^\w.,/:+-]", value, re.ASCII) and not re.search(r"""^['"[{(]|['"]$""", value)
+    return f'"{name}={quoted(value)}"' if special else ""
 
 
 def choice_mistake(overrides: Sequence[str]) -> str:
@@ -60,10 +72,20 @@ def choice_mistake(overrides: Sequence[str]) -> str:
     return ""
 
 
-def addition_mistake(key: str, config: str) -> str:
-    """What is wrong with a key that is added with +; "" if nothing is. Below a target, its signature is checked later."""
-    if "/" in key or key.startswith("hydra") or key in groups():
+def addition_mistake(override: str, config: str) -> str:
+    """What is wrong with an override that adds a key with +; "" if nothing is.
+
+    Below a target, its signature is checked later.
+    """
+    name, _, value = override.lstrip("+").partition("=")
+    key = name.partition("@")[0]
+    if key.startswith("hydra"):
         return ""
+    if key in groups():
+        settings = "/" in key and value.startswith("{")  # Hydra would add a key of that name
+        return f"{name}={value}: no such choice; accepted: {', '.join(choices(key))}" if settings else ""
+    if "/" in key:
+        return no_such_group(key, config)
     node = default_config(config)
     for name in key.split("."):
         if isinstance(node, dict) and "_target_" in node:
@@ -72,6 +94,14 @@ def addition_mistake(key: str, config: str) -> str:
             return no_such_key(key, config)
         node = node[name]
     return ""
+
+
+def removal_mistake(override: str) -> str:
+    """What is wrong with an override that removes a key with ~."""
+    name = key(override)
+    if name in groups():
+        return f"{override}: a group can't be removed; choose {name}=<name>: {', '.join(choices(name))}"
+    return f"{override}: a setting can't be removed; give it a value, as in {name}=<value>"
 
 
 def no_such_key(key: str, config: str) -> str:
@@ -85,6 +115,12 @@ def no_such_key(key: str, config: str) -> str:
     if key in near:  # the default config has it
         return f"{key}: no such key of the chosen {key.partition('.')[0]}"
     return f"{key}: no such key; " + (f"did you mean {', '.join(near)}?" if near else "--help lists them")
+
+
+def no_such_group(group: str, config: str) -> str:
+    """The line about a group that the config does not have, with those it has."""
+    accepted = sorted(name for name in chosen(config) if "@" not in name)
+    return f"{group}: not a group of this config; groups: {', '.join(accepted)}"
 
 
 def chosen(config: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ELSEWHERE = {"lr": "rate.peak", "optimizer.lr": "rate.peak"}  # keys that users expect, by those that take their place
+# Keys that users expect, by those that take their place.
+ELSEWHERE = {"lr": "rate.peak", "learning_rate": "rate.peak", "optimizer.lr": "rate.peak", "batch_size": "budget.batch",
+             "epochs": "budget.images"}
 
 
 def key(override: str) -> str:
@@ -11,6 +13,6 @@ def key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0].split("@")[0]
 
 
-def quoted(path: Path) -> str:
-    """A path, quoted as a value in Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def quoted(value: str | Path) -> str:
+    """A text or path, quoted as a value in Hydra's grammar."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ebm.accepted import positive
 from ebm.data.stream import check_loader
 from ebm.precision import DTYPES
 from ebm.train.budget import Budget
@@ -69,6 +70,12 @@ def rules(cfg: DictConfig) -> list[Any]:
     return [build(rule, key=f"average.rules.{index}") for index, rule in enumerate(cfg.average.rules)]
 
 
+def check_sigma_data(cfg: DictConfig) -> None:
+    """Raises ValueError unless `data.sigma_data` is a positive number: the model that is given it would not name this key."""
+    with naming("data."):
+        positive(sigma_data=plain(cfg, "data.sigma_data", float))
+
+
 def optimizer(cfg: DictConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of ``parameters``; raises ValueError for settings that it does not accept."""
     if "lr" in cfg.optimizer:
@@ -97,6 +104,7 @@ def check_settings(cfg: DictConfig) -> Budget:
     check_device_name(cfg.device)
     with naming("data."):
         check_loader(cfg.data.loader)
+    check_sigma_data(cfg)
     rules(cfg)
     optimizer(cfg, [torch.nn.Parameter(torch.zeros(1))])
     budget: Budget = build(cfg.budget, key="budget")

@@ -105,6 +105,8 @@ class Inpaint(InverseTask):
             hidden = box_mask(self.box, size=size, key="box")
         elif self.mask is not None and self.box is None:
             hidden = read_mask(self.mask, size=size, key="mask")
+        elif self.mask is None:
+            raise ValueError("mask: no value is given; give task.mask or task.box")
         else:
             raise ValueError(f"mask: {self.mask!r} with box {self.box!r} is not accepted; give one of the two")
         if not hidden.any():

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ebm.files import write_atomically
 from launch.job.process import leave_verdict, node_name, start_name
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ebm.train.distributed import World
 
 BAD_INPUT = 2  # the exit code of a command line that is refused
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Refused(SystemExit):
@@ -62,7 +65,11 @@ def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None, a
 
 
 def missing_value(error: Exception) -> str:
-    """OmegaConf's error about a mandatory value as a line that asks for it; "" for any other error."""
+    """OmegaConf's error about a mandatory value, or a reference to a key that isn't there, as a line that says what is missing;
+    "" for any other error."""
+    if isinstance(error, InterpolationKeyError):
+        missing = re.search(r"'(.*?)'", str(error))
+        return f"{error.full_key}: ${{{missing[1] if missing else '…'}}} refers to a key that the config does not have"
     if not isinstance(error, MissingMandatoryValue):
         return ""
     key = error.full_key or str(error).split()[-1]
@@ -70,11 +77,13 @@ def missing_value(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def record_failures(folder: Path) -> Iterator[None]:
-    """Context whose failure is written to ``folder``/failure.json by the first process that fails.
+def record_failures(folder: Path, *, key: str = "run") -> Iterator[None]:
+    """Context whose failure is written to ``folder``/failure.json, the folder that ``key`` names, by the first process that
+    fails.
 
     A refused command line is not written down: whoever typed it has read why. That of a study's job is, as nobody has. An
-    unexpected exception ends the process at once: what it would wait for may never come.
+    unexpected exception ends the process at once: what it would wait for may never come. It is printed with its traceback,
+    unless a folder can't be written.
     """
     try:
         yield
@@ -83,8 +92,12 @@ def record_failures(folder: Path) -> Iterator[None]:
             write_failure(folder, refusal.message)
         raise
     except Exception as error:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
+        text, said = traceback.format_exc(), f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            said = f"{key}: {error.filename or folder}: {error.strerror}"
+            print(f"error: {said}", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
         import torch  # which a process that only submits is spared
 
         from ebm.train.distributed import lost_peer
@@ -92,7 +105,7 @@ def record_failures(folder: Path) -> Iterator[None]:
         if not lost_peer(error):  # the lost process has recorded its own reason, or nobody knows it
             broken = isinstance(error, torch.AcceleratorError)  # a GPU that fell off the bus, as likely as a kernel's fault
             leave_verdict(f"avoid {node_name()}" if broken else "failed")
-            write_failure(folder, f"{type(error).__name__}: {error}", text)
+            write_failure(folder, said, text)
         sys.stdout.flush()
         os._exit(1)
 

@@ -111,18 +111,26 @@ def check_device(device: torch.device, memory_gb: float) -> None:
 
 def check_disk(folder: Path, disk_gb: float, write_mb_s: float) -> None:
     """Raises OSError if the folder can't be written, is too slow, or has too little free space."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free / 2**30
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free, began = shutil.disk_usage(folder).free / 2**30, time.perf_counter()
+        if free >= disk_gb:
+            write_probe(folder / f".probe-{node_name()}-{os.getpid()}")
+    except OSError as error:
+        raise OSError(f"{folder} can't be written: {error.strerror or error}") from error
     if free < disk_gb:
         raise OSError(f"{folder} has {free:.2f} GB of free space; preflight.disk_gb requires {disk_gb}")
-    probe, began = folder / f".probe-{node_name()}-{os.getpid()}", time.perf_counter()
+    speed = PROBE / 1e6 / (time.perf_counter() - began)
+    if speed < write_mb_s:
+        raise OSError(f"{folder} is written at {speed:.2f} MB/s; preflight.write_mb_s requires {write_mb_s}")
+
+
+def write_probe(path: Path) -> None:
+    """Writes a file to the disk and deletes it."""
     try:
-        with open(probe, "wb") as file:
+        with open(path, "wb") as file:
             file.write(bytes(PROBE))
             file.flush()
             os.fsync(file.fileno())
     finally:
-        probe.unlink(missing_ok=True)
-    speed = PROBE / 1e6 / (time.perf_counter() - began)
-    if speed < write_mb_s:
-        raise OSError(f"{folder} is written at {speed:.2f} MB/s; preflight.write_mb_s requires {write_mb_s}")
+        path.unlink(missing_ok=True)

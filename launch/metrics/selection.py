@@ -39,6 +39,7 @@ def naming_argument(name: str, metric: Metric) -> Iterator[None]:
 def requested_names(cfg: DictConfig) -> list[str]:
     """The names in `metrics`."""
     asked = OmegaConf.to_container(cfg.metrics) if OmegaConf.is_list(cfg.metrics) else cfg.metrics
+    asked = [asked] if isinstance(asked, str) else asked  # one alone
     accepted = [*map(str, cfg.metric), *FIGURES]
     if not isinstance(asked, list) or not asked or not all(name in accepted for name in asked):
         raise ValueError(f"metrics: {asked!r} is not accepted; it must be a list of {', '.join(accepted)}")

@@ -18,6 +18,8 @@ from ebm.train.checkpoint import Checkpoints
 from launch.job.process import newest_step
 from launch.run.identity import difference
 
+COMMAND = "# started with: "  # how the first line of a run's config begins
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -51,19 +53,28 @@ class RunFolder:
         """The precision in which the run was begun, None if it has no checkpoint yet."""
         return str(self.config().precision) if self.config_file.exists() and newest_step(self.path) else None
 
-    def claim(self, config: DictConfig, *, steps: int) -> None:
-        """Writes the config of a run of ``steps`` steps into the folder; raises ValueError if a checkpoint there has another
-        config or a later step."""
+    def command(self) -> str:
+        """The command that last started training here, "" if it is unknown."""
+        first = self.config_file.read_text(encoding="utf-8").partition("\n")[0] if self.config_file.exists() else ""
+        return first.removeprefix(COMMAND) if first.startswith(COMMAND) else ""
+
+    def claim(self, config: DictConfig, *, steps: int, command: str) -> None:
+        """Writes the config of a run of ``steps`` steps, and the ``command`` that starts it, into the folder.
+
+        Raises ValueError if a checkpoint there has another config or a later step.
+        """
         if self.config_file.exists() and self.checkpoints().paths():
             differing = difference(self.config(), config)
             if differing:
                 raise ValueError(f"run: {self.path} holds a checkpoint of another config: {'; '.join(differing)}; "
-                                 "give the old values, choose another run=<folder>, or delete this one")
+                                 "give the old values, choose another run=<folder>, or delete this one"
+                                 + (f"; it was last started with: {self.command()}" if self.command() else ""))
             if (made := newest_step(self.path)) > steps:
                 raise ValueError(f"budget.images: {config.budget.images} is not accepted; {self.path} has seen "
                                  f"{made * config.budget.batch} already: give more, or choose another run=<folder>")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config_file, OmegaConf.to_yaml(config).encode())
+        header = COMMAND + " ".join(command.splitlines())
+        write_atomically(self.config_file, f"{header}\n{OmegaConf.to_yaml(config)}".encode())
 
     @contextlib.contextmanager
     def held(self, *, wait_seconds: float = 0) -> Iterator[None]:

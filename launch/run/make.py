@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,8 +24,9 @@ from ebm.train.metrics import Metrics
 from ebm.train.trainer import Event, Trainer
 from ebm.train.work import flop_per_image, peak_of
 from launch.config.build import build, naming, place, seed
-from launch.config.settings import cuda_graph, optimizer, precision, rules, setting, switch
+from launch.config.settings import check_sigma_data, cuda_graph, optimizer, precision, rules, setting, switch
 from launch.run.folder import RunFolder
+from launch.run.identity import difference
 
 
 def resolve(cfg: DictConfig, world: World, *, before: str | None = None) -> DictConfig:
@@ -79,9 +81,39 @@ def load_model(folder: RunFolder, *, checkpoint: str, ema: int, device: torch.de
     return model.eval().requires_grad_(False), path.name, int(state["step"])
 
 
+def find_init(cfg: DictConfig) -> Path | None:
+    """The newest checkpoint of the run whose weights the config begins with, None if it names none; raises ValueError where
+    there is no such run or checkpoint."""
+    if cfg.init is None:
+        return None
+    folder = RunFolder(place(cfg, "init"))
+    if not folder.config_file.exists():
+        raise ValueError(f"init: {folder.path} holds no config.yaml; give the folder of a trained run")
+    path = folder.checkpoints().newest()
+    if path is None:
+        raise ValueError(f"init: {folder.path} holds no checkpoint; give the folder of a run that has saved one")
+    return path
+
+
+def load_init(path: Path, cfg: DictConfig, *models: torch.nn.Module, device: torch.device) -> None:
+    """Loads the first average of another run's checkpoint into models of the config; raises ValueError if they differ."""
+    weights = load(path, device)["averages"][0]
+    for model in models:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:  # it lists every parameter
+            there = RunFolder(path.parents[1]).config()
+            old, new = ({name: tuple(value.shape) for name, value in state.items()} for state in (weights, model.state_dict()))
+            parameters = [f"{name}: {old.get(name)} -> {new.get(name)}" for name in sorted({*old, *new})
+                          if old.get(name) != new.get(name)]
+            differing = difference(OmegaConf.create({"model": there.model}), OmegaConf.create({"model": cfg.model}))
+            raise ValueError(f"init: {cfg.init} is a run of another model: {'; '.join(differing or parameters[:3])}") from error
+
+
 def make_trainer(cfg: DictConfig, world: World, folder: RunFolder, train: Dataset, test: Dataset | None) -> Trainer:
     """The trainer of a run, with all parts built and checked before the first image is read."""
     budget: Budget = build(cfg.budget, key="budget")
+    check_sigma_data(cfg)
     model = make_model(cfg, world.device)
     check_shapes(model, train.shape)
     objective = build(cfg.objective, key="objective")

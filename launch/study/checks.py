@@ -18,7 +18,7 @@ from ebm.train.distributed import World, check_device_name
 from launch.config.build import build, naming, plain, seed
 from launch.config.settings import check_settings, precision
 from launch.job.faults import missing_value
-from launch.run.make import open_dataset, open_datasets
+from launch.run.make import find_init, load_init, open_dataset, open_datasets
 from launch.tracking.track import tracking_of
 
 KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load, by image shape, once for all points
@@ -46,6 +46,7 @@ def check_run(text: str) -> tuple[str, int, int]:
         build_once(part, OmegaConf.to_yaml(cfg[part]))
     data, _ = cached_datasets(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
     check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
+    check_init(OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, ["init", "model"])))
     return data.manifest.sha256, budget.steps, budget.batch
 
 
@@ -75,6 +76,14 @@ def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
     model = build_on_meta(text)
     check_shapes(model, shape)
     build(parse(objective), key="objective").check(model, shape)
+
+
+@functools.lru_cache(None)
+def check_init(text: str) -> None:
+    """Checks that the run whose weights a model is to begin with is there and has the same model."""
+    cfg = parse(text)
+    if path := find_init(cfg):
+        load_init(path, cfg, build_on_meta(OmegaConf.to_yaml(cfg.model)), device=torch.device("meta"))
 
 
 @functools.lru_cache(None)
