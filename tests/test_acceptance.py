@@ -189,3 +189,13 @@ def test_a_direct_score_and_bad_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Score is not accepted; metrics=\\[metropolis\\] needs an energy"):
         metric().check(replace(given, pipeline=replace(given.pipeline, model=Score())))
     assert metric("sampler/grid@metric.grid=loguniform").grid.__class__.__name__ == "LogUniform"
+
+
+def test_an_acceptance_is_the_mean_over_the_moves_of_its_own_level() -> None:
+    x = torch.zeros(2, 1, 1, 1)
+    moves = enumerate([(1.0, 0.2), (1.0, 0.4), (1.0, 0.9), (0.5, 0.6), (0.25, None)])
+    steps = [Step(x=x, index=index, total=5, sigma=sigma, sigma_after=sigma, drift=x, noise_size=0.0,
+                  acceptance=None if share is None else torch.tensor([share, 0.0])) for index, (sigma, share) in moves]
+    end = run_to_end(iter(steps))
+    assert end.levels == (1.0, 0.5)
+    assert_close(end.acceptance, torch.tensor([[0.5, 0.6], [0.0, 0.0]]).double())

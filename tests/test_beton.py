@@ -159,3 +159,17 @@ def test_damage_is_named_with_its_cure(tmp_path: Path) -> None:
     Manifest.beside(path).write_text('{"count": 3}')
     with pytest.raises(ValueError, match=r"a.beton.json: not a manifest"):
         Manifest.load(path)
+
+
+def test_a_new_file_never_stands_beside_an_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it is killed: the old pair, then no manifest, then the new pair."""
+    path, replace, seen = tmp_path / "a.beton", os.replace, []
+    before = write(path, noise(4, 8, 8, 3))
+
+    def moved(aside: Path, name: Path) -> None:
+        seen.append((name.name, path.stat().st_size == before.bytes, Manifest.beside(path).exists()))
+        replace(aside, name)
+
+    monkeypatch.setattr(os, "replace", moved)
+    write(path, noise(5, 8, 8, 3))
+    assert seen == [("a.beton", True, False), (Manifest.beside(path).name, False, False)]

@@ -145,3 +145,38 @@ def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
     write_atomically(path, b"second")
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_power_cut_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is on the disk before it gets its name, and the name before the call returns."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else
+                    f"file of {os.path.getsize(f'/proc/self/fd/{descriptor}')} bytes")
+        fsync(descriptor)
+
+    def moved(*names: Path) -> None:
+        done.append("name")
+        replace(*names)
+
+    monkeypatch.setattr(files.os, "fsync", synced)
+    monkeypatch.setattr(files.os, "replace", moved)
+    write_atomically(tmp_path / "file", b"content")
+    assert done == ["file of 7 bytes", "name", "folder"]
+
+
+def test_a_newest_checkpoint_that_cannot_be_read_is_passed_over_too(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    older = checkpoints.save(1, state(1))
+    (tmp_path / "step-000000002-0123456789abcdef.pt").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match="No such file.*going back to the one before it"):
+        assert checkpoints.newest() == older
+
+
+def test_of_equally_good_checkpoints_the_first_is_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.mark_best(first := checkpoints.save(1, state(1)), 0.5)
+    assert not checkpoints.mark_best(checkpoints.save(2, state(2)), 0.5)
+    assert checkpoints.best() == (first, 0.5)

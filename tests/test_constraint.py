@@ -187,3 +187,13 @@ def test_denoising_weighs_the_components_of_a_mixture(name: str) -> None:
     expected = sum(weight * (mean + factor * (noisy[0] - mean)) for weight, mean, factor in
                    zip((share, 1 - share), means, shrink, strict=True))
     assert_close(model.mean()[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+def test_what_was_observed_is_kept_however_few_the_iterations(iterations: int) -> None:
+    """Two unlike pixels take two; after fewer, the observation replaces what they leave."""
+    x = torch.randn(3, 2, 2, 2, dtype=torch.float64, generator=generator("cpu", 5))
+    observed, sigma = KNOWN.project(SEEN.double().expand_as(x)), torch.full((3,), 0.7, dtype=torch.float64)
+    model = Matched(model=Correlated(), measurement=KNOWN, observed=observed, noise=0.0, iterations=iterations, ridge=1e-6,
+                    generators=[])
+    assert_close(KNOWN.project(x + 0.49 * model.score(x, sigma)), observed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from measured import CPU, Energy, Score, work
@@ -19,7 +20,7 @@ from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import heun
 from ebm.schedule import Karras
-from launch.drawing.batches import Drawn, compute_batches, draw_batch
+from launch.drawing.batches import Drawn, batch_file, compute_batches, draw_batch
 from launch.metrics.cost import Cost, per_image
 from launch.metrics.evaluation import Work
 
@@ -173,3 +174,15 @@ def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
     cfg.samples = "images.npz"
     with pytest.raises(ValueError, match=r"samples: images\.npz is not accepted by the metric cost"):
         Cost(warmup=1, batches=1).check(replace(given, cfg=cfg))
+
+
+def test_seconds_and_joules_of_batches_are_added_and_the_passes_of_an_image_are_not(tmp_path: Path) -> None:
+    for start, stop, seconds, joules in ((0, 3, 1.5, 4.0), (3, 5, 0.25, 1.0)):
+        rows = {"images": np.full((stop - start, 3, 2, 2), start, np.uint8), "not_finite": np.array([1]), "nfe": np.array([7]),
+                "gradients": np.array([5]), "seconds": np.array([seconds]), "joules": np.array([joules])}
+        if start == 0:
+            rows |= {"film": np.frombuffer(b"film", np.uint8), "frame_step": np.array([1]), "frame_sigma": np.array([0.5])}
+        np.savez(batch_file(tmp_path, range(start, stop)), **rows)  # type: ignore[arg-type]
+    found = Drawn.read(tmp_path, 5, batch=3)
+    assert (found.seconds, found.joules, found.nfe, found.gradients, found.not_finite) == (1.75, 5.0, 7, 5, 2)
+    assert found.images[:, 0, 0, 0].tolist() == [0, 0, 0, 3, 3]

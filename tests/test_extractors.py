@@ -196,3 +196,19 @@ def test_images_of_another_kind_are_refused() -> None:
             features_of(images, extractor=extractor, batch=2, progress=False)
     with pytest.raises(ValueError, match="widths"):
         Random(seed=0, widths=[])
+
+
+class Extremes(nn.Module):
+    """The least and the greatest pixel of each image, (B, 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.flatten(1).amin(1), x.flatten(1).amax(1)], 1)
+
+
+def test_an_enlarged_image_has_no_pixel_value_that_a_file_could_not_hold(tmp_path: Path) -> None:
+    """Bicubic interpolation overshoots on both sides of an edge between black and white."""
+    scripted(Extremes(), tmp_path / "net.pt")
+    edges = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    edges[:, :, :, 4:] = 255
+    extractor = TorchScript(name="net", file=str(tmp_path / "net.pt"), sha256=None, size=24, mean=[0.0], std=[1.0])
+    assert extractor.load(CPU)(edges)["features"].tolist() == [[0.0, 255.0]] * 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ from omegaconf import OmegaConf
 from ebm.train.distributed import MissingPeersError
 from launch.config.build import make_folder
 from launch.job import epilogue, preflight
-from launch.job.faults import Refused, record_failures
-from launch.job.process import node_name
+from launch.job.faults import Refused, record_failures, write_failure
+from launch.job.process import node_name, ranks
 
 AWAY = "Unable to contact slurm controller (connect failure)\n"
 
@@ -179,3 +180,86 @@ def test_a_full_disk_is_named_before_the_work(tmp_path: Path, monkeypatch: pytes
 def test_a_folder_for_results_that_can_t_be_made_is_named_by_its_key() -> None:
     with pytest.raises(ValueError, match=r"^out: /proc/foo can't be made: No such file or directory$"):
         make_folder(OmegaConf.create({"out": "/proc/foo"}), "out")
+
+
+@pytest.mark.parametrize(("verdict", "asked"), [
+    ("failed", []),
+    ("again", ["show job -o 7", "requeue 7"]),
+    ("avoid n2 n3", ["show job -o 7", "requeue 7", "update JobId=7 ExcNodeList=n1,n2,n3"]),
+])
+def test_a_verdict_decides_whether_and_where_a_job_is_requeued(verdict: str, asked: list[str], controller: Path) -> None:
+    (controller / "job" / "avoided").write_text("n1")  # what an earlier start asked for still holds
+    (controller / "job" / "verdict").write_text(verdict)
+    with pytest.raises(SystemExit) as ended:
+        epilogue.main()
+    assert ended.value.code == 137
+    assert ((controller / "asked").read_text().splitlines() if (controller / "asked").exists() else []) == asked
+    assert (controller / "job" / "avoided").read_text() == ("n1 n2 n3" if "n2" in verdict else "n1")
+
+
+def test_a_job_that_is_being_cancelled_is_not_requeued(controller: Path) -> None:
+    tool = controller / "bin" / "scontrol"
+    tool.write_text(tool.read_text().replace("RUNNING", "CANCELLED"))
+    with pytest.raises(SystemExit):
+        epilogue.main()
+    assert (controller / "asked").read_text().splitlines() == ["show job -o 7"]
+
+
+@pytest.mark.parametrize(("nodes", "missing", "word"), [
+    ("a b", [1], "avoid b"), ("a b c", [1, 2], "avoid a"), ("a b c d", [1, 3], "avoid b d"), ("a b c", [1], "avoid b")])
+def test_whoever_reaches_no_other_node_is_the_one_to_avoid(
+    nodes: str, missing: list[int], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"EBM_JOB": str(tmp_path), "EBM_NODES": nodes, "LOCAL_WORLD_SIZE": "1", "RANK": "0",
+                        "SLURMD_NODENAME": "a"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OSError, match="did not join"), preflight.meeting("cpu"):
+        raise MissingPeersError(missing, 2.0)
+    assert (tmp_path / "verdict").read_text() == word
+
+
+@pytest.mark.parametrize("job", ["7", "123456789"])
+def test_a_process_finds_its_place_in_slurms_variables(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'localhost\\nsecond\\n'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    for name, value in {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "x", "SLURM_NTASKS": "8",
+                        "SLURM_PROCID": "6", "SLURM_LOCALID": "2", "SLURM_JOB_ID": job}.items():
+        monkeypatch.setenv(name, value)
+    found = ranks()
+    port = int(found.pop("MASTER_PORT"))
+    assert 1024 < port < 32768, "Linux hands out those above itself, and there are none above 65535"
+    assert found == {"RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "localhost",
+                     "EBM_NODES": "localhost second"}
+
+
+def test_a_process_that_has_lost_its_peer_records_no_failure(tmp_path: Path) -> None:
+    waits = """
+import sys
+from pathlib import Path
+from launch.job.faults import record_failures
+with record_failures(Path(sys.argv[1])):
+    raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+"""
+    done = subprocess.run([sys.executable, "-c", waits, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "EBM_JOB": str(tmp_path)}, check=False)
+    assert done.returncode == 1, done.stderr
+    assert not [*tmp_path.iterdir()], "the job would end as failed instead of being requeued"
+
+
+def test_the_first_failure_of_a_start_is_kept_until_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    for restart, error, stands in (("0", "the cause", "the cause"), ("0", "what came of it", "the cause"), ("1", "new", "new")):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        write_failure(tmp_path, error)
+        assert json.loads((tmp_path / "failure.json").read_text())["error"] == stands
+
+
+def test_a_disk_that_is_nearly_full_or_slow_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**30))
+    preflight.check_disk(tmp_path, 2.9, 0.0)
+    with pytest.raises(OSError, match=r"has 3\.00 GB of free space; preflight\.disk_gb requires 3\.1"):
+        preflight.check_disk(tmp_path, 3.1, 0.0)
+    with pytest.raises(OSError, match=r"MB/s; preflight\.write_mb_s requires 1000000000"):
+        preflight.check_disk(tmp_path, 0.0, 1e9)
+    assert not [*tmp_path.iterdir()]

@@ -160,3 +160,16 @@ def test_without_scipy_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) 
 def test_the_yaml_has_every_setting() -> None:
     given = OmegaConf.load(ROOT / "configs/metric/likelihood.yaml")
     assert {*given} - {"_target_"} == {*inspect.signature(Likelihood).parameters}
+
+
+def test_every_image_has_probes_of_its_own_in_any_batch() -> None:
+    x = torch.zeros(3, 3, 8, 8)
+    signs = rademacher(x, probes=2, seed=5, indices=[4, 9, 11])
+    assert signs.abs().unique().tolist() == [1]
+    each = signs.flatten(0, 1)
+    for one in range(6):
+        for other in range(one):
+            agree = (each[one] == each[other]).float().mean()
+            assert abs(float(agree) - 0.5) < 4 * 0.5 / x[0].numel() ** 0.5
+    assert torch.equal(rademacher(x[:1], probes=2, seed=5, indices=[9])[:, 0], signs[:, 1])
+    assert not torch.equal(rademacher(x[:1], probes=2, seed=6, indices=[9])[:, 0], signs[:, 1])

@@ -129,3 +129,24 @@ def test_cnn_width_doubles_at_each_level() -> None:
     net = CNN(channels=3, width=8, levels=3, sigma_aware=False)
     widths = [layer.weight.shape[:2] for layer in [net.stem, *net.down, net.out]]
     assert widths == [(8, 3), (16, 8), (32, 16), (64, 32), (1, 64)]
+
+
+def test_a_norm_with_coefficients_is_the_norm_then_the_modulation() -> None:
+    layer, h = GroupNorm(32).double(), normal(3, 32, 4, 4, seed=1)
+    with torch.no_grad():
+        layer.weight.copy_(normal(32, seed=2))
+        layer.bias.copy_(normal(32, seed=3))
+    scale, shift = normal(3, 32, seed=4), normal(3, 32, seed=5)
+    wide = (1 + scale)[:, :, None, None], shift[:, :, None, None]
+    assert_close(layer.silu(h, scale, shift), F.silu(F.group_norm(h, 2, layer.weight, layer.bias) * wide[0] + wide[1]))
+    assert_close(layer.silu(h), F.silu(F.group_norm(h, 2, layer.weight, layer.bias)))
+
+
+def test_the_frequencies_of_noise_are_those_that_checkpoints_were_trained_with() -> None:
+    """They are in no checkpoint, so that others would change every network that was trained before."""
+    c_noise = torch.tensor([-1.5, 0.2], dtype=torch.float64)
+    angle = c_noise[:, None] * 0.25 * 128 ** (torch.arange(16, dtype=torch.float64) / 15)
+    layer, seen = NoiseEmbedding(8).double(), []
+    layer.layers.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
+    layer(c_noise)
+    assert_close(seen[0], torch.cat([angle.cos(), angle.sin()], 1), rtol=0, atol=1e-5)

@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT, Command
 from omegaconf import DictConfig, OmegaConf
 from test_study import without_sampler
 
-from launch.job.process import Task
-from launch.job.process import newest_step as newest_step
+from launch.job.process import Task, newest_step
 from launch.status import explain
+from launch.study import here
 from launch.study.cluster import Job
 from launch.study.here import run_here
 from launch.study.point import Point
@@ -155,6 +157,35 @@ def until(what: Callable[[], object], *, why: str, seconds: float = 120) -> None
     while not what():
         assert time.monotonic() < end, f"waited {seconds} s in vain for {why}"
         time.sleep(0.1)
+
+
+def test_a_job_has_succeeded_if_its_results_are_there_whatever_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleep, end = time.sleep, time.monotonic() + 30
+
+    def pause(_seconds: float) -> None:
+        assert time.monotonic() < end, "samplings wait for a checkpoint that no run will write"
+        sleep(0.01)
+
+    monkeypatch.setattr(here.time, "sleep", pause)
+    ends = {"empty": "exit 0", "trained": "mkdir checkpoints; touch checkpoints/step-000000010-0123456789abcdef.pt; exit 3"}
+    runs = [Point("train", name, tmp_path / "runs" / name, (), steps=10) for name in ends]
+    samplings = [Point("sample", f"of {run.label}", run.folder / "samples" / "x", (), of=run) for run in runs]
+    started: list[str] = []
+
+    def task(point: Point) -> Task:
+        started.append(point.label)
+        return Task(point.kind, str(point.folder), ("sh", "-c", f"cd {point.folder}; {ends.get(point.label, 'touch x.npz')}"))
+
+    points = [*runs, *samplings]
+    study: Any = SimpleNamespace(points=points, jobs={one.folder: "" for one in points}, folder=tmp_path, save=lambda: None,
+                                 task=task)
+    assert not here.run_here(study)
+    assert sorted(started) == ["empty", "of trained", "trained"], "nothing can be sampled from a run without a checkpoint"
+    failures = [line for line in "".join(capsys.readouterr()).splitlines() if "failed: " in line]
+    assert ["failed: empty: no reason recorded; see its log" in line for line in failures] == [True]
+    assert here.run_here(SimpleNamespace(**{**vars(study), "points": [runs[1], samplings[1]]}))  # type: ignore[arg-type]
 
 
 class Shell:
