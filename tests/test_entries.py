@@ -205,7 +205,7 @@ def test_help_has_every_key(config: str, choice: str) -> None:
 @pytest.mark.parametrize("choice", choices("cluster"))
 def test_help_of_a_study_has_every_key_of_a_cluster(choice: str) -> None:
     text = "\n".join(headed("cluster", choice))
-    for key in OmegaConf.load(CONFIGS / "cluster" / "site.yaml"):
+    for key in OmegaConf.load(CONFIGS / "cluster" / "site.yaml") if choice != "here" else ():
         assert f"\n  {key}: " in text
     assert text.startswith(f"cluster={choice} (settings: hydra.launcher.*)\n")
 

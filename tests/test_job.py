@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from ebm.train.distributed import MissingPeersError
+from ebm.train.distributed import MissingPeersError, World
 from launch.config.build import make_folder
+from launch.drawing.batches import compute_batches
 from launch.job import epilogue, preflight
 from launch.job.faults import Refused, record_failures, write_failure
 from launch.job.process import node_name, ranks
@@ -30,6 +32,15 @@ def test_three_restarts_without_progress_are_one_too_many(tmp_path: Path) -> Non
     record = tmp_path / "progress"
     steps = ("none", "10", "10", "10", "20", "20", "20", "20")
     assert [epilogue.is_stuck(record, step) for step in steps] == [False] * 7 + [True]
+
+
+def test_a_sampling_that_has_drawn_more_batches_has_progressed(tmp_path: Path) -> None:
+    folder, world = tmp_path / "samples" / "heun", World(rank=0, size=1, device=torch.device("cpu"))
+    seen = [epilogue.progress_text(folder)]
+    for count in (2, 4):
+        compute_batches(folder / ".0123", count, batch=2, world=world, compute=lambda part: {"x": np.array(part)}, label="")
+        seen.append(epilogue.progress_text(folder))
+    assert len({*seen}) == 3, seen
 
 
 @pytest.mark.parametrize(("rank", "missing", "word"), [

@@ -114,14 +114,14 @@ def test_only_a_requeued_job_waits_for_its_last_start_and_every_start_forgets_an
 
 def test_the_best_checkpoint_is_not_the_newest_and_a_finished_run_may_be_started_again(tmp_path: Path) -> None:
     folder, cfg = RunFolder(tmp_path), OmegaConf.create({"seed": 0, "budget": {"images": 16, "batch": 8}})
-    folder.claim(cfg, steps=2)
+    folder.claim(cfg, steps=2, command="")
     checkpoints = folder.checkpoints(keep=2)
     for step, loss in ((1, 0.1), (2, 0.2)):
         checkpoints.mark_best(checkpoints.save(step, {"step": step}), loss)
     assert [folder.checkpoint(which).name[5:14] for which in ("newest", "best")] == ["000000002", "000000001"]
-    folder.claim(cfg, steps=2)
+    folder.claim(cfg, steps=2, command="")
     with pytest.raises(ValueError, match="has seen 16 already"):
-        folder.claim(cfg, steps=1)
+        folder.claim(cfg, steps=1, command="")
 
 
 @pytest.mark.parametrize(("old", "new", "differs"), [

@@ -82,7 +82,7 @@ def progress_text(folder: Path) -> str:
     """How far the work has come: a run's newest checkpoint, or the files of a sampling and its evaluation."""
     place = folder.parents[1] / "evaluations" / folder.name
     measured = [*place.rglob("*.npz"), *place.glob("*.json")] if folder.parent.name == "samples" else []
-    return f"{newest_step(folder)}/{sum(1 for _ in folder.glob('.*/*.npy'))}/{len(measured)}"
+    return f"{newest_step(folder)}/{sum(1 for _ in folder.glob('.*/*.npz'))}/{len(measured)}"
 
 
 def is_stuck(record: Path, now: str) -> bool:
