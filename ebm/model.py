@@ -52,7 +52,8 @@ def levels_of(x: Tensor, sigma: Tensor | float) -> Tensor:
     number that is not positive. The values in tensors are not checked, as that would wait for the device.
     """
     if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x: {x.dtype} {tuple(x.shape)} is not accepted; images are floating point (B, C, H, W), about [-1, 1]")
+        raise ValueError(f"x: {x.dtype} {tuple(x.shape)} is not accepted; images are floating point "
+                         "(B, C, H, W), about [-1, 1]")
     if not isinstance(sigma, Tensor):
         positive(sigma=sigma)
         return sigma_of(x, sigma=sigma)

@@ -74,6 +74,7 @@ BAD = {
     "seed=abc": "seed: 'abc' is not accepted; it must be an integer",
     "save.keep=0": "save.keep: 0 is not accepted; it must be at least 1",
     "sampler.steps=0": "sampler.steps: 0 is not accepted",
+    "sampler/grid=levels": "sampler.steps: 2 is not accepted; each of the 12 listed levels is visited once, so it must be 12",
     "sampler.grid.sigma_max=0": "sampler.grid.sigma_max: 0 is not accepted",
     "data.train=nowhere.beton": "data.train: nowhere.beton: no such data file; make it with tools/prepare_data.py",
     "data.train=null": "data.train: None is not accepted; it must be a string",
