@@ -62,12 +62,14 @@ def choice_mistake(overrides: Sequence[str]) -> str:
 
 def addition_mistake(key: str, config: str) -> str:
     """What is wrong with a key that is added with +; "" if nothing is. Below a target, its signature is checked later."""
-    if "/" in key or key.startswith("hydra") or key in groups():
+    if "/" in key or key.startswith("hydra") or key.partition("@")[0] in groups():
         return ""
     node = default_config(config)
     for name in key.split("."):
         if isinstance(node, dict) and "_target_" in node:
             return ""
+        if name != key and node and all(isinstance(one, dict) and "_target_" in one for one in node.values()):
+            return ""  # one more of several objects, as in `metric`
         if not isinstance(node, dict) or name not in node:
             return no_such_key(key, config)
         node = node[name]
