@@ -53,4 +53,5 @@ def test_the_page_trains_samples_and_measures(work: Path, tiny: list[str]) -> No
     assert done.returncode == 0, done.stderr
     done = start("launch/evaluate.py", work, *again, "+metric.brightness={scale: 1}", "metrics=[brightness]")
     assert done.returncode == 2
-    assert "error: metric.brightness: {'scale': 1} is not accepted; it must have a _target_ that builds a metric\n" in done.stderr
+    assert done.stderr == ("error: metric.brightness: {'scale': 1} is not accepted; it must have a _target_ that builds a "
+                           "metric\n")
