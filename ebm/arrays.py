@@ -27,7 +27,11 @@ def array_in(path: Path, key: str = "") -> tuple[str, NDArray[Any]]:
             if name not in arrays.files:
                 missing = f"has no array {key!r}" if key else "doesn't hold exactly one array"
                 raise MissingArrayError(f"{path}: {missing}; it holds {', '.join(arrays.files) or 'none'}")
-            array: NDArray[Any] | bytes = arrays[name]
+            try:
+                array: NDArray[Any] | bytes = arrays[name]
+            except ValueError as error:  # numpy doesn't name the file
+                raise ValueError(f"{path}: array {name!r} is damaged, or of Python objects, as images of different sizes are "
+                                 f"({error})") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
     if isinstance(array, bytes):  # a member that isn't numpy's

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm.accepted import positive
-from ebm.model import per_image
+from ebm.model import levels_of, per_image
 from ebm.nets.derivatives import input_gradient, joint_gradient
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -48,8 +48,8 @@ class Preconditioned(nn.Module):
         output: Tensor = self.network(y, sigma.log() / 4)
         return output.to(y.dtype)
 
-    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The score ∇ log p(x; σ) of the noised data, (B, C, H, W), (B,) -> (B, C, H, W)."""
+    def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """The score ∇ log p(x; σ) of the noised data, (B, C, H, W), (B,) -> (B, C, H, W); errors as `levels_of`."""
         raise NotImplementedError
 
     def c_in(self, sigma: Tensor) -> Tensor:
@@ -67,6 +67,7 @@ class Energy(Preconditioned):
 
     φ is made from the network's output by ``head``: see `pooled`, `inner_product` and `squared_residual`.
     E is known up to a function of σ alone, and where its slope in σ was trained too, up to a constant. Lower is likelier.
+    Methods take σ as (B,), or as a number for all images, and raise ValueError as `levels_of` does.
     """
 
     def __init__(self, network: nn.Module, head: Head, *, sigma_data: float) -> None:
@@ -77,35 +78,39 @@ class Energy(Preconditioned):
         """φ(y; ln σ/4): (B, C, H, W), (B,) -> (B,)."""
         return self.head(y, self.features(y, sigma))
 
-    def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def energy(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """E(x, σ): (B, C, H, W), (B,) -> (B,), in x's precision: what is read from energies are their small differences."""
+        levels = levels_of(x, sigma)
         with torch.autocast(x.device.type, enabled=False):
-            c_in = self.c_in(sigma)
+            c_in = self.c_in(levels)
             gaussian = 0.5 * (c_in * x).square().flatten(1).sum(1)
-            return gaussian - self.sigma_data / sigma * self.potential(c_in * x, sigma)
+            return gaussian - self.sigma_data / levels * self.potential(c_in * x, levels)
 
-    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """−∇E(x, σ), of x's shape; differentiable, and available under ``no_grad`` (not under ``inference_mode``)."""
-        gradient = input_gradient(lambda y: self.potential(y, sigma).sum(), self.c_in(sigma) * x)
-        return self.score_from(x, sigma, gradient)
+        levels = levels_of(x, sigma)
+        gradient = input_gradient(lambda y: self.potential(y, levels).sum(), self.c_in(levels) * x)
+        return self.score_from(x, levels, gradient)
 
-    def normalised(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def normalised(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Ē(x, σ) = E(x, σ) + ½ d ln 2π(σ² + σ_data²), (B,), in nats: −log p(x; σ) up to one constant, where the slope was
         trained, and exactly for N(0, σ_data²) and φ = 0."""
-        variance = sigma.square() + self.sigma_data**2
-        return self.energy(x, sigma) + 0.5 * x[0].numel() * (2 * math.pi * variance).log()
+        levels = levels_of(x, sigma)
+        variance = levels.square() + self.sigma_data**2
+        return self.energy(x, levels) + 0.5 * x[0].numel() * (2 * math.pi * variance).log()
 
-    def score_and_slope(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def score_and_slope(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """−∇E, of x's shape, and ∂Ē/∂ln σ, (B,), from one backward pass; differentiable, and available under ``no_grad``."""
-        c_in = self.c_in(sigma)
+        levels = levels_of(x, sigma)
+        c_in = self.c_in(levels)
         y = c_in * x
-        phi, gradient, along_sigma = joint_gradient(self.potential, y, sigma)
-        share = (sigma * c_in.flatten()).square()  # σ²/(σ² + σ_data²): how y shrinks as σ grows, −∂ln c_in/∂ln σ
+        phi, gradient, along_sigma = joint_gradient(self.potential, y, levels)
+        share = (levels * c_in.flatten()).square()  # σ²/(σ² + σ_data²): how y shrinks as σ grows, −∂ln c_in/∂ln σ
         gaussian = share * (1 - y.square()).flatten(1).sum(1)
-        network = self.sigma_data / sigma * (phi + share * (gradient * y).flatten(1).sum(1) - sigma * along_sigma)
-        return self.score_from(x, sigma, gradient), gaussian + network
+        network = self.sigma_data / levels * (phi + share * (gradient * y).flatten(1).sum(1) - levels * along_sigma)
+        return self.score_from(x, levels, gradient), gaussian + network
 
-    def forward(self, x: Tensor, sigma: Tensor, slope: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, sigma: Tensor | float, slope: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The score, or `score_and_slope`: DistributedDataParallel synchronises only what goes through forward."""
         return self.score_and_slope(x, sigma) if slope else self.score(x, sigma)
 
@@ -113,9 +118,10 @@ class Energy(Preconditioned):
 class DirectScore(Preconditioned):
     """The control: the same network and preconditioning, F = f, so that there is a score but no energy behind it."""
 
-    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The network's estimate of −∇E, (B, C, H, W), (B,) -> (B, C, H, W)."""
-        return self.score_from(x, sigma, self.features(self.c_in(sigma) * x, sigma))
+    def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """The network's estimate of −∇E, (B, C, H, W), (B,) -> (B, C, H, W); σ and errors as for an energy."""
+        levels = levels_of(x, sigma)
+        return self.score_from(x, levels, self.features(self.c_in(levels) * x, levels))
 
     forward = score
 

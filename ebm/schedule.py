@@ -1,8 +1,10 @@
 """Noise levels: how σ is drawn in training and the grid that a sampler walks. A schedule is one quantile function."""
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +34,10 @@ class NoiseSchedule(ABC):
         """
         whole(1, steps=steps)
         return self.sigma(torch.linspace(1, 0, steps, dtype=torch.float64))
+
+    def probes(self, count: int) -> list[float]:
+        """At most ``count`` different levels, increasing, that stand for all of them where a model is measured."""
+        return sorted(set(self.sigmas(count).tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,41 @@ class Geometric(Range):
     def sigmas(self, steps: int) -> Tensor:
         """Levels in constant ratio at any number of steps; ``steps=levels`` visits the trained rungs exactly."""
         return LogUniform(sigma_min=self.sigma_min, sigma_max=self.sigma_max).sigmas(steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(NoiseSchedule):
+    """These levels, in any order, and no others, each equally likely; raises ValueError unless they are different positive
+    numbers, at least one."""
+
+    levels: Sequence[float]
+
+    def __post_init__(self) -> None:
+        for level in self.levels:
+            positive(levels=level)
+        if not self.levels or len(set(self.levels)) < len(self.levels):
+            raise ValueError(f"levels: {self.levels!r} is not accepted; they must be different numbers, at least one")
+
+    def sigma(self, u: Tensor) -> Tensor:
+        rung = (u * len(self.levels)).long().clamp(max=len(self.levels) - 1)
+        return ladder(tuple(sorted(self.levels)), u.dtype, u.device)[rung]
+
+    def sigmas(self, steps: int) -> Tensor:
+        """The levels, from the largest down to the smallest; raises ValueError unless ``steps`` is their number."""
+        if steps != len(self.levels):
+            raise ValueError(f"steps: {steps!r} is not accepted; each of the {len(self.levels)} listed levels is "
+                             f"visited once, so it must be {len(self.levels)}")
+        return torch.tensor(sorted(self.levels, reverse=True), dtype=torch.float64)
+
+    def probes(self, count: int) -> list[float]:
+        whole(1, count=count)
+        return sorted(set(self.sigma(torch.linspace(1, 0, count, dtype=torch.float64)).tolist()))
+
+
+@functools.lru_cache  # copying it to a GPU for every batch would wait for the device
+def ladder(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The levels as a tensor, (levels,)."""
+    return torch.tensor(levels, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,10 +118,19 @@ def make_doctor(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, 
     doctor = Doctor(model=pipeline.model, images=images, trained=(ends[0], ends[1]), effort=build(cfg.effort, key="effort"),
                     precision=pipeline.precision, seed=pipeline.seed, tell=tell)
     settings = OmegaConf.to_container(cfg.sampler, resolve=True)
-    about = {"run": str(cfg.run), "step": pipeline.step, "data": str(data.path),
-             "images": "held-out" if held_out else "training", "precision": pipeline.precision.name,
+    about = {"run": str(cfg.run), "step": pipeline.step, "unfinished": unfinished(cfg, pipeline.step),
+             "data": str(data.path), "images": "held-out" if held_out else "training", "precision": pipeline.precision.name,
              "sampler": HydraConfig.get().runtime.choices["sampler"], "settings": settings}
     return doctor, pipeline.sampler, about
+
+
+def unfinished(cfg: DictConfig, step: int) -> list[int] | None:
+    """The images that the run has seen and those that it is to see; None at its end. ``step`` is its checkpoint's."""
+    folder = RunFolder(Path(cfg.run))
+    budget = folder.config().budget
+    reached = max([step, *(record.get("step", 0) for record in read(folder.metrics_file))])
+    steps = max(1, budget.images // budget.batch)
+    return None if reached >= steps else [reached * budget.batch, steps * budget.batch]
 
 
 def sampler_with(cfg: DictConfig, overrides: list[str]) -> Any:

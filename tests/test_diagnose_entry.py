@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,24 @@ def test_images_that_are_not_held_out_are_not_called_so(tiny: list[str], command
     command("diagnose", f"run={tmp_path}/run", "sampler.steps=3", f"out={tmp_path}/out", *QUICK)
     text = (tmp_path / "out" / "diagnosis.txt").read_text()
     assert "On training images the score can be trusted" in text
-    assert "The run has no held-out images, so this does not show how the model does on unseen ones." in text
+    assert "The run has no held-out images" in text
+
+
+def test_an_unfinished_run_is_called_so_and_finished_before_a_blind_score_is_cured(
+    trained: Path, command: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = run / "config.yaml"
+    config.write_text(re.sub(r"(?m)^  images: 160$", "  images: 16003", config.read_text()))
+    for folder, unfinished in ((run, True), (trained, False)):
+        done = command("diagnose", f"run={folder}", "sampler=heun", "sampler.steps=10", f"out={tmp_path}/out", *QUICK)
+        content = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+        text = (tmp_path / "out" / "diagnosis.txt").read_text()
+        assert "blind" in content["verdicts"]
+        assert content["unfinished"] == ([160, 16000] if unfinished else None)
+        assert ("The run stands at 160 of 16,000 images." in text) == unfinished
+        assert ("Prescription: finish the run first" in text) == ("finish the run first" in done.stdout) == unfinished
 
 
 @pytest.mark.parametrize(("bad", "said"), [

@@ -16,7 +16,7 @@ from ebm.samplers.annealed import annealed_langevin, predictor_corrector
 from ebm.samplers.langevin import gradient_descent, langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import dpm_solver_pp_2m, heun
-from ebm.schedule import Karras, LogUniform
+from ebm.schedule import Karras, Levels, LogUniform
 
 EFFORT = Effort(samples=16, calibration=32, levels=2, states=4, curvature=2, iterations=12, components=64)
 NEAR, FAR = LogUniform(sigma_min=0.02, sigma_max=10), Karras(sigma_min=0.02, sigma_max=50, rho=7)
@@ -153,6 +153,14 @@ def test_a_grid_of_which_no_part_is_trusted_is_not_cured_by_a_shorter_one(sample
     found = diagnosed(Fixed(law, level=0.5), sampler, data=law, trained=(0.5, 0.5))
     assert "blind" in found.verdicts
     assert found.prescription is not None and found.prescription.training
+
+
+@pytest.mark.parametrize("model", [plain(0.1), Fixed(plain(0.1), level=0.5)], ids=["too coarse", "blind"])
+def test_listed_levels_are_left_as_they_are(model: object) -> None:
+    sampler = partial(annealed_langevin, **ANNEALED | {"grid": Levels(levels=[10, 1, 0.1]), "steps": 3})
+    found = diagnosed(model, sampler, data=plain(0.1))
+    assert found.verdicts != ["healthy"] and found.prescription is not None
+    assert not {"steps", "grid.sigma_min", "grid.sigma_max"} & set(found.prescription.changes)
 
 
 class WrongAbove:

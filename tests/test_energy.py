@@ -140,6 +140,41 @@ def test_score_without_grad_equals_score_with_it(network: str, head: str) -> Non
     assert_close(without, score.detach())  # not to the bit: PyTorch differentiates SiLU in two ways, with a graph and without
 
 
+METHODS = [("inner_product", name) for name in ("energy", "score", "normalised", "score_and_slope", "forward")] + [
+    ("direct", "score"), ("direct", "forward")]
+
+
+@pytest.mark.parametrize(("head", "method"), METHODS)
+def test_one_level_may_be_given_for_all_images(head: str, method: str) -> None:
+    call, x = getattr(build("unet", head), method), normal(3, *SHAPE, seed=1)
+    expected = call(x, torch.full((3,), 0.5, dtype=torch.float64))
+    for sigma in (0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)):
+        assert_close(call(x, sigma), expected, rtol=0, atol=0)
+    assert_close(call(x[:1], 1), call(x[:1], 1.0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("head", "method"), METHODS)
+def test_what_is_no_level_and_no_image_is_named(head: str, method: str) -> None:
+    call, x = getattr(build("unet", head), method), normal(3, *SHAPE, seed=1)
+    levels = torch.ones(3, dtype=torch.float64)
+    for sigma in (0.0, -1, math.nan):
+        with pytest.raises(ValueError, match=f"^sigma: {sigma} is not accepted; it must be a positive number"):
+            call(x, sigma)
+    for shaped in (levels.view(3, 1, 1, 1), levels[:2], levels[:1], levels.long()):
+        with pytest.raises(ValueError, match=r"^sigma: torch\..*\(\d.*\) is not accepted; .* \(3,\), one for each image$"):
+            call(x, shaped)
+    for images in (x.to(torch.uint8), x[0]):
+        with pytest.raises(ValueError, match=r"^x: torch\..*\(.*\) is not accepted; images are floating point \(B, C, H, W\)"):
+            call(images, 0.5)
+
+
+@pytest.mark.parametrize("head", ["inner_product", "direct"])
+def test_no_value_in_a_tensor_is_read(head: str) -> None:
+    model, x = build("unet", head).float().to("meta"), torch.zeros(2, *SHAPE, device="meta")  # which would raise
+    for sigma in (0.5, torch.ones(2, device="meta"), torch.ones((), device="meta"), torch.tensor(0.5)):
+        assert model.score(x, sigma).shape == x.shape
+
+
 @pytest.mark.parametrize("head", [inner_product, squared_residual])
 def test_check_refuses_a_cnn_with_a_head_that_needs_images(head: object) -> None:
     with pytest.raises(ValueError, match=r"model: .*\(2, 8, 8\) into \(1, 2, 2\).*choose head=pooled"):

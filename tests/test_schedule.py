@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ebm.schedule import Cosine, Geometric, Karras, LogNormal, LogUniform, NoiseSchedule, Single
+from ebm.schedule import Cosine, Geometric, Karras, Levels, LogNormal, LogUniform, NoiseSchedule, Single
 
 LOW, HIGH = 0.02, 40.0
 RANGE = {"sigma_min": LOW, "sigma_max": HIGH}
@@ -135,6 +135,23 @@ def test_grid_falls_from_the_greatest_level_to_the_least(name: str, steps: int) 
     assert_close(grid[[0, -1]], torch.tensor(ends, dtype=torch.float64), rtol=1e-7, atol=0)
 
 
+def test_listed_levels_are_drawn_equally_often_and_are_the_grid() -> None:
+    truth = [3.0, 0.5, 0.1, 0.02]
+    schedule = Levels(levels=[0.5, 0.02, 3, 0.1])
+    assert schedule.sigmas(4).tolist() == truth
+    assert schedule.sigma(u_grid(9)).tolist() == [0.02, 0.02, 0.1, 0.1, 0.5, 0.5, 3.0, 3.0, 3.0]
+    assert schedule.sigma(torch.rand(2, 3)).dtype == torch.float32
+    for seed in range(5):
+        levels = drawn(schedule, 40, seed=seed)
+        assert {round(level, 6): levels.tolist().count(level) for level in levels.tolist()} == dict.fromkeys(truth, 10)
+    for steps in (1, 3, 5, 18):
+        with pytest.raises(ValueError, match=f"^steps: {steps} is not accepted; each of the 4 listed levels is visited once"):
+            schedule.sigmas(steps)
+    assert schedule.probes(20) == schedule.probes(4) == truth[::-1]
+    assert schedule.probes(2) == [0.02, 3.0]
+    assert CONTINUOUS["karras"].probes(5) == CONTINUOUS["karras"].sigmas(5).tolist()[::-1]
+
+
 def test_single_level_is_all_there_is() -> None:
     schedule = Single(level=0.3)
     assert_close(drawn(schedule, 5), torch.full((5,), 0.3))
@@ -175,6 +192,9 @@ def test_bad_range_is_named(name: str, low: float, high: float, field: str) -> N
         (lambda: LogNormal(**RANGE, mean=0, std=-1), "std"),
         (lambda: Geometric(**RANGE, levels=1), "levels"),
         (lambda: Single(level=0), "level"),
+        (lambda: Levels(levels=[]), "levels"),
+        (lambda: Levels(levels=[1, 0.5, 1.0]), "levels"),
+        (lambda: Levels(levels=[1, -0.5]), "levels"),
         (lambda: LADDER.sigmas(0), "steps"),
         (lambda: Karras(**RANGE, rho=7).sigmas(0), "steps"),
     ],

@@ -23,7 +23,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # works from a checko
 from ebm.data.beton import write_beton
 from ebm.data.manifest import Manifest
 from ebm.data.shapes import shapes
-from ebm.data.sources import Source, cifar10, folder, npz
+from ebm.data.sources import Source, UnreadableError, cifar10, folder, npz
 from ebm.randomness import seed_of
 
 Plan = dict[Path, Source]  # which file is to hold what
@@ -46,14 +46,22 @@ def plan_cifar10(options: argparse.Namespace) -> Plan:
 
 def plan_folder(options: argparse.Namespace) -> Plan:
     """One file of all pictures."""
-    out = options.out or Path("data", options.path.resolve().name, "train.beton")
-    return {out: folder(options.path, size=options.size)}
+    out = out_file(options, options.path.resolve().name)
+    return {out: folder(options.path, size=options.size, skip_unreadable=options.skip_unreadable)}
 
 
 def plan_npz(options: argparse.Namespace) -> Plan:
     """One file of one array."""
     path, _, key = options.array.partition(":")
-    return {options.out or Path("data", Path(path).stem, "train.beton"): npz(path, key=key or "images")}
+    return {out_file(options, Path(path).stem): npz(path, key=key or "images")}
+
+
+def out_file(options: argparse.Namespace, name: str) -> Path:
+    """The file to write; raises ValueError where a folder is given."""
+    out: Path = options.out or Path("data", name, "train.beton")
+    if out.is_dir() or not out.suffix:
+        raise ValueError(f"--out {out} is not accepted; it must be a file, such as {out / 'train.beton'}")
+    return out
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -83,6 +91,7 @@ def arguments() -> argparse.ArgumentParser:
     one.add_argument("path", type=Path, help="searched with all its subfolders")
     one.add_argument("--size", type=int, default=32, help="height and width in pixels")
     one.add_argument("--out", type=Path, help="the file (data/<folder>/train.beton if not given)")
+    one.add_argument("--skip-unreadable", action="store_true", help="leave out files that can't be read, and count them")
     one.set_defaults(plan=plan_folder)
 
     one = kinds.add_parser("npz", parents=[each], formatter_class=style, help="an array of an .npz file")
@@ -96,6 +105,8 @@ def prepare(path: Path, source: Source, *, force: bool, verify: bool) -> str:
     """Makes the file unless it is there; one line that says what was done. Raises ValueError if it holds other data."""
     if force or not path.exists() or not Manifest.beside(path).exists():  # without its manifest it can't be trusted
         manifest = write_beton(path, source.images(), source=source.name, count=source.count, progress=True)
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr)
         return f"{path}: written, {describe(manifest)}"
     manifest = Manifest.load(path)
     if (manifest.source, manifest.count) != (source.name, source.count):
@@ -124,6 +135,9 @@ def main() -> None:
     try:
         for path, source in options.plan(options).items():
             print(prepare(path, source, force=options.force, verify=options.verify))
+    except UnreadableError as error:
+        print(f"prepare_data: {error}\n--skip-unreadable leaves out what can't be read", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError) as error:
         print(f"prepare_data: {error}", file=sys.stderr)
         sys.exit(2)

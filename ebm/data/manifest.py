@@ -29,7 +29,8 @@ class Manifest:
         file = cls.beside(path)
         if not file.exists():
             absent = "no manifest beside it" if Path(path).exists() else "no such data file"
-            raise FileNotFoundError(f"{path}: {absent}; make it with tools/prepare_data.py")
+            kind = f" {Path(path).parent.name}" if Path(path).parent.name in ("shapes", "cifar10") else ""
+            raise FileNotFoundError(f"{path}: {absent}; make it with tools/prepare_data.py{kind}")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             return cls(**{field.name: values[field.name] for field in fields(cls)})

@@ -4,13 +4,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from ebm.accepted import whole
 from ebm.arrays import array_in
@@ -26,6 +27,17 @@ class Source:
     name: str
     count: int
     images: Callable[[], Iterator[Pixels]]
+    notes: list[str] = field(default_factory=list)  # what became of the images, once they have all been produced
+
+
+class UnreadableError(ValueError):
+    """Files that hold no readable image; the message names the first ten of them."""
+
+    def __init__(self, faults: list[ValueError], *, count: int) -> None:
+        shown = [str(fault) for fault in faults[:10]]
+        more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
+        heading = [f"{len(faults)} of {count} pictures can't be read:"] if len(faults) > 1 else []
+        super().__init__("\n  ".join([*heading, *shown, *more]))
 
 
 def short_digest(content: bytes) -> str:
@@ -59,18 +71,31 @@ def cifar10(root: str | Path, *, train: bool, download: bool) -> Source:
 
 def open_picture(file: Path) -> Image.Image:
     """The file's picture as RGB, turned as its EXIF data say; raises ValueError, naming the file, if it cannot be read."""
+    return read_picture(file)[0]
+
+
+def read_picture(file: Path) -> tuple[Image.Image, bool]:
+    """The same, and whether transparency was dropped."""
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
-                raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
-            return ImageOps.exif_transpose(image).convert("RGB")
+                raise ValueError(f"more than 8 bits a channel (mode {image.mode}); convert it first, with ImageMagick by "
+                                 f"magick {file.name} -depth 8 PNG24:{file.stem}-8bit.png")
+            upright = ImageOps.exif_transpose(image)
+            alpha = "A" in upright.mode or "transparency" in upright.info
+            transparent = alpha and any(upright.convert("RGBA").getchannel("A").histogram()[:255])
+            return upright.convert("RGB"), transparent
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file}: not a readable image ({error})") from error
 
 
 def load_square(file: Path, *, size: int) -> Pixels:
     """The file's central square as (size, size, 3), resized only if needed; raises as `open_picture` does."""
-    image = open_picture(file)
+    return square(open_picture(file), size=size)
+
+
+def square(image: Image.Image, *, size: int) -> Pixels:
+    """The picture's central square as (size, size, 3), resized only if needed."""
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
     image = image.crop((left, top, left + edge, top + edge))
@@ -99,17 +124,52 @@ def picture_files(path: Path) -> list[Path]:
     return files
 
 
-def folder(path: str | Path, *, size: int) -> Source:
+def folder(path: str | Path, *, size: int, skip_unreadable: bool = False) -> Source:
     """The `picture_files` under ``path`` as size x size RGB; transparency is dropped.
 
-    Raises as `picture_files` does, and ValueError if ``size`` is below 1; an unreadable file raises ValueError when reached.
+    Raises as `picture_files` does, and ValueError if ``size`` is below 1. Unreadable files raise UnreadableError when the first
+    is reached and the others have been looked at, or, with ``skip_unreadable``, are left out and counted in the name.
     """
     path = Path(path)
     whole(1, size=size)
-    files = picture_files(path)
+    files, skipped = picture_files(path), 0
     listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)
-    return Source(name=f"folder {path.resolve().name} at {size} pixels, listing {short_digest(listing.encode())}",
-                  count=len(files), images=lambda: (load_square(file, size=size) for file in files))
+    if skip_unreadable:
+        faults = unreadable(tqdm(files, desc="check", unit="img", disable=None, leave=False))
+        bad, skipped = {file for file, _ in faults}, len(faults)
+        if skipped == len(files):
+            raise UnreadableError([fault for _, fault in faults], count=len(files))
+        files = [file for file in files if file not in bad]
+    notes: list[str] = []
+
+    def images() -> Iterator[Pixels]:
+        enlarged = transparent = 0
+        for index, file in enumerate(files):
+            try:
+                image, had_alpha = read_picture(file)
+            except ValueError:
+                faults = unreadable(files[index:])
+                raise UnreadableError([fault for _, fault in faults], count=len(files)) from None
+            enlarged += min(image.size) < size
+            transparent += had_alpha
+            yield square(image, size=size)
+        notes[:] = [f"{count} of {len(files)} pictures {what}" for count, what in (
+            (enlarged, f"are smaller than {size} pixels and were enlarged"), (transparent, "lost their transparency")) if count]
+
+    name = f"folder {path.resolve().name} at {size} pixels, listing {short_digest(listing.encode())}"
+    return Source(name=name + (f", {skipped} unreadable left out" if skipped else ""), count=len(files), images=images,
+                  notes=notes)
+
+
+def unreadable(files: Iterable[Path]) -> list[tuple[Path, ValueError]]:
+    """Those of the files that hold no readable image, with the reasons."""
+    found = []
+    for file in files:
+        try:
+            read_picture(file)
+        except ValueError as fault:
+            found.append((file, fault))
+    return found
 
 
 def npz(path: str | Path, *, key: str) -> Source:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ebm.diagnose.facts import Facts, Finding
 from ebm.diagnose.trial import Bound, changed, try_on_twin
 from ebm.samplers.annealed import annealed_langevin
-from ebm.schedule import LogUniform
+from ebm.schedule import Levels, LogUniform, Range
 
 MOST_MOVES = 4000  # that a prescription may ask for
 STIFFNESS = 0.5  # a·L of a prescribed step: a quarter of the stability limit
@@ -115,7 +115,8 @@ def _ladders(facts: Facts, names: set[str]) -> Iterator[dict[str, object]]:
     """Changes of a ladder's step size, moves per level and number of levels."""
     settings, sizes = facts.sampler.keywords, _sizes(facts, names)
     each = next((name for name in ("steps_per_level", "corrector_steps") if name in settings), None)
-    for size, more, finer in itertools.product(sizes, (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16)):
+    as_many = (1,) if isinstance(settings["grid"], Levels) else (1, 2, 4, 8, 16)
+    for size, more, finer in itertools.product(sizes, (1, 2, 4, 8, 16, 32), as_many):
         changes = dict(size)
         if each is not None and more > 1:
             changes[each] = max(1, settings[each]) * more
@@ -141,8 +142,10 @@ def _sizes(facts: Facts, names: set[str]) -> list[dict[str, object]]:
 
 
 def _limits(facts: Facts) -> dict[str, object] | None:
-    """Limits that keep the grid to its trusted part; None where that is empty or a single level."""
+    """Limits that keep the grid to its trusted part; None where that is empty or a single level, or where the grid has none."""
     assert facts.trusted is not None
+    if not isinstance(facts.sampler.keywords["grid"], Range):
+        return None
     visited = [record.sigma for record in facts.path.records]
     least, greatest = (float(f"{sigma:.3g}") for sigma in facts.trusted)
     limits: dict[str, object] = {}

@@ -66,7 +66,7 @@ class Calibrated:
             return
         device, start, gains = trainer.world.device, time.perf_counter(), []
         images = self.dataset.images(self.dataset.random_subset(self.count), device=device)
-        for sigma in sorted(set(trainer.schedule.sigmas(self.levels).tolist())):
+        for sigma in trainer.schedule.probes(self.levels):
             model: ScoreModel = trainer.averages[0].model  # type: ignore[assignment]
             row = calibrate(model, images, sigma=sigma, conditioning_sigma=sigma, batch=self.count,
                             precision=trainer.precision, generator=generator(device, self.seed, "calibration", repr(sigma)))

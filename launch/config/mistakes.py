@@ -90,6 +90,8 @@ def addition_mistake(override: str, config: str) -> str:
     for name in key.split("."):
         if isinstance(node, dict) and "_target_" in node:
             return ""
+        if name != key and node and all(isinstance(one, dict) and "_target_" in one for one in node.values()):
+            return ""  # one more of several objects, as in `metric`
         if not isinstance(node, dict) or name not in node:
             return no_such_key(key, config)
         node = node[name]

@@ -77,7 +77,9 @@ def finding_table(content: dict[str, Any]) -> Table:
         table.add_row(finding["name"], finding["words"])
     if not content["findings"]:
         table.add_row("healthy", "no fault was found")
-    if content["prescription"]:
+    if content.get("unfinished") and "blind" in content["verdicts"]:
+        table.add_row("prescription", "finish the run first")
+    elif content["prescription"]:
         table.add_row("prescription", " ".join(content["prescription"]["overrides"]) or content["prescription"]["words"])
     return table
 

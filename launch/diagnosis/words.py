@@ -62,12 +62,22 @@ def paragraph(content: dict[str, Any]) -> str:
     """The diagnosis as a paragraph of plain words."""
     said = [f"Verdict on {content['sampler']}: {', '.join(content['verdicts'])}."]
     said += [f"{capital(finding['name'])}: {finding['words']}." for finding in [*content["findings"], *content["run_findings"]]]
+    stands = ""
+    if content.get("unfinished"):  # records of earlier versions don't have it
+        stands = "the run stands at {:,} of {:,} images".format(*content["unfinished"])
+        said.append(f"{capital(stands)}.")
     levels = "from σ = {:.3g} to {:.3g}".format(*content["trusted"]) if content["trusted"] else "at no level"
     said.append(f"On {content['images']} images the score can be trusted {levels}.")
     if content["images"] == "training":
         said.append("The run has no held-out images, so this does not show how the model does on unseen ones.")
     said += [f"{capital(note)}." for note in content["notes"]]
-    if cure := content["prescription"]:
+    cure = content["prescription"]
+    if stands and "blind" in content["verdicts"]:
+        said.append("Prescription: finish the run first, with the command that began it, then diagnose it again: the score may "
+                    "be blind for lack of training alone.")
+        if cure and cure["words"]:
+            said.append(f"Until then: {cure['words']}.")
+    elif cure:
         said.append(f"Prescription: {cure['words']}." if cure["words"] else "No setting of this sampler was found to cure it.")
     if after := content["after"]:
         said.append(f"Tried with {' '.join(content['tried'])}: {', '.join(after['verdicts'])}; the distance from the data's "

@@ -21,6 +21,10 @@ def select_metrics(cfg: DictConfig) -> dict[str, Metric]:
     if figures and "quality" not in asked:
         settings.metric.quality.figures = figures
     names = dict.fromkeys("quality" if name in FIGURES else name for name in asked)
+    for name in names:
+        if not (isinstance(settings.metric[name], DictConfig) and "_target_" in settings.metric[name]):
+            raise ValueError(f"metric.{name}: {settings.metric[name]!r} is not accepted; it must have a _target_ that builds a "
+                             "metric")
     return {name: build(settings.metric[name], key=f"metric.{name}") for name in names}
 
 

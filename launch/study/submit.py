@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 import submitit
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
@@ -122,10 +122,11 @@ class Study:
         """The study's settings for all samplings: keys of sample.yaml, and of evaluate.yaml if samples are measured."""
         found: dict[str, Any] = {str(key): value for key, value in self.cfg.sample.items()}
         if self.cfg.metrics is not None:
-            if not OmegaConf.is_list(self.cfg.metrics):
-                raise ValueError(f"metrics: {self.cfg.metrics!r} is not accepted; it must be a list, such as [quality,cost]")
+            asked = [self.cfg.metrics] if isinstance(self.cfg.metrics, str) else self.cfg.metrics
+            if not isinstance(asked, list | ListConfig):
+                raise ValueError(f"metrics: {asked!r} is not accepted; it must be a list, such as [quality,cost]")
             usual = flat(OmegaConf.to_container(self.compose("evaluate", ["run=x"]).metric))
-            found["metrics"] = "[" + ",".join(map(str, self.cfg.metrics)) + "]"
+            found["metrics"] = "[" + ",".join(map(str, asked)) + "]"
             found["extractor"] = self.cfg.hydra.runtime.choices.extractor
             found |= {f"metric.{name}": "null" if value is None else value
                       for name, value in flat(OmegaConf.to_container(self.cfg.metric, resolve=True)).items()
