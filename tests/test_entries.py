@@ -263,7 +263,7 @@ def test_a_target_without_types_takes_what_it_is_given() -> None:
     (["+sead=3"], "sead: no such key; did you mean seed"),
     (["+save.evry=3"], "save.evry: no such key; did you mean save.every"),
     (["+optimizer2.lr=3"], "optimizer2.lr: no such key"),
-    (["+schedul@schedule=single"], "schedul@schedule: no such key"),
+    (["+schedul@schedule=single"], "schedul: no such key; did you mean schedule"),
     (["save={evry: 3}"], "save.evry: no such key; did you mean save.every"),
     (["schedule=single", "schedule.sigma_min=1"], "schedule.sigma_min: no such key of the chosen schedule\n"),
     (["-m", "seed=0,1"], "-m: train.py takes one value for each key; for a study of several: python launch/sweep.py -m\n"),

@@ -208,7 +208,7 @@ def test_samples_that_are_measured_are_those_that_would_be_drawn(tiny: list[str]
 
 @pytest.mark.parametrize(("more", "said"), [
     (["metrics=[quality]", "extractor=random"], "sample.n: 4 is not accepted; kid needs at least 1000 images"),
-    (["metrics=[density]"], "metric.density: a run trained by DenoisingScoreMatching is not accepted"),
+    (["metrics=density"], "metric.density: a run trained by DenoisingScoreMatching is not accepted"),
     (["metrics=[likelihood]", "metric.likelihood.images=1000"], "metric.likelihood.images: 1000 is not accepted"),
     (["metrics=[neighbours]", "metric.neighbours.k=500"], "metric.neighbours.k: 500 is not accepted; there are 60"),
 ])
