@@ -378,6 +378,15 @@ def test_three_hundred_runs_are_there(large: Path, reader: Reader) -> None:
     assert reader.run("return document.querySelectorAll('#loss-chart .scatterlayer path.js-line').length") > 5
 
 
+def test_a_slide_shows_the_whole_width_of_the_table(sixty: Path, reader: Reader) -> None:
+    reader.screen(width=1600)
+    reader.open(sixty, fragment="#slide=table")
+    reader.shoot("slide-table")
+    wide, seen = reader.run("const box = document.querySelector('.scroll'); return [box.scrollWidth, box.clientWidth]")
+    assert wide <= seen + 1
+    assert reader.run("return document.querySelectorAll('#grid th[data-key]').length") > 5
+
+
 def test_slides_are_written(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed("chromium")
     monkeypatch.setattr(sys, "argv", ["report.py", str(real.parent), "--out", str(tmp_path / "report.html"), "--png"])

@@ -129,7 +129,7 @@ def calibration_axes(axes: Axes, content: dict[str, Any]) -> None:
     axes.plot(sigma, slope.clip(-0.15, 1.3), color=ORANGE, marker=".", lw=1, label="slope (1 is calibrated)")
     axes.axhline(1, color=ORANGE, lw=0.6, ls=":")
     axes.set(xscale="log", ylim=(-0.2, 1.35), xlabel="noise level σ", title="Is the score calibrated?")
-    axes.legend(fontsize=7)
+    legend_below(axes)
 
 
 def step_axes(axes: Axes, content: dict[str, Any]) -> None:
@@ -139,13 +139,17 @@ def step_axes(axes: Axes, content: dict[str, Any]) -> None:
     mark = {"marker": "."} if len(steps) < 40 else {}
     lines = (("drift", BLUE, "-", "drift of a step"), ("noise_size", ORANGE, "-", "noise of a step"),
              ("drift_total", BLUE, "--", "cumulative drift"), ("noise_total", ORANGE, "--", "cumulative noise"),
-             ("distance", GREEN, "-", "distance from the data"))
+             ("distance", GREEN, "-", "distance from the data (right)"))
+    right = axes.twinx()  # in units of the data's width
     for name, color, style, label in lines:
         values = np.array([step[name] if step[name] else np.nan for step in steps], dtype=float)
         if np.isfinite(values).any():
-            axes.plot(index, values, color=color, ls=style, lw=1.3, label=label, **mark)  # type: ignore[arg-type]
-    axes.set(yscale="log", xlabel="step", title="What does a step do? (RMS per pixel)")
-    axes.legend(fontsize=7)
+            (right if name == "distance" else axes).plot(index, values, color=color, ls=style, lw=1.3, label=label,
+                                                         **mark)  # type: ignore[arg-type]
+    axes.set(yscale="log", xlabel="step", ylabel="RMS per pixel", title="What does a step do?")
+    right.set_yscale("log")
+    right.set_ylabel("distance, in widths of the data", color=GREEN)
+    legend_below(axes, right)
 
 
 def stability_axes(axes: Axes, content: dict[str, Any]) -> None:
@@ -158,4 +162,10 @@ def stability_axes(axes: Axes, content: dict[str, Any]) -> None:
     if steps:
         axes.plot(*zip(*steps, strict=True), color=BLUE, lw=1.5, label="step size a")
     axes.set(yscale="log", xlabel="step", title="Is it stable? (below 2/L)")
-    axes.legend(fontsize=7)
+    legend_below(axes)
+
+
+def legend_below(axes: Axes, *others: Axes) -> None:
+    """A legend of all that is drawn, under the axes, where it covers nothing."""
+    handles = [handle for one in (axes, *others) for handle in one.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)

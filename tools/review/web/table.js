@@ -105,6 +105,13 @@ function drawTable() {
     row.querySelector("input").checked = view.chosen.includes(run);
     row.querySelector(".swatch").replaceWith(swatch(place ? place.colour : null));
   }
+  if (slide) fitTable();
+}
+
+function fitTable() { // a slide can't be scrolled
+  const box = document.querySelector(".scroll"), grid = at("grid");
+  grid.style.zoom = 1;
+  if (box.clientWidth) grid.style.zoom = Math.min(1, box.clientWidth / box.scrollWidth);
 }
 
 function heads() {
