@@ -158,7 +158,7 @@ def noise_left(facts: Facts) -> Finding | None:
     if left <= GREY:
         return None
     return Finding(name="noise left", numbers={"noise": left, "seen": facts.path.records[-1].noise, "sigma": sigma}, words=(
-        f"the last level's noise, {left:.2g} ({left / GREY:.0f} grey levels), stays in the images: the run does not end with a "
+        f"the last level's noise, {left:.2g} ({left / GREY:.3g} grey levels), stays in the images: the run does not end with a "
         "denoising step x + σ²s"))
 
 
