@@ -97,7 +97,7 @@ def test_a_job_that_records_no_reason_has_failed_with_the_last_error_in_its_log(
     assert not run_here(study)
     shown = " ".join(status(study.folder, no_slurm).split())
     assert shown.count("FAILED") == 3
-    for name, why in (("config", "schedule=triangle: no such choice"), ("silent", "exit code 3; see its log"),
+    for name, why in (("config", "schedule=triangle: no such choice"), ("silent", "no results, exit code 3; see its log"),
                       ("killed", "killed by SIGKILL")):
         assert re.search(rf"{name}: rank 0 on \S+: {why}", shown), shown
     assert "earlier" not in shown
@@ -184,7 +184,9 @@ def test_a_job_has_succeeded_if_its_results_are_there_whatever_its_exit_code(
     assert not here.run_here(study)
     assert sorted(started) == ["empty", "of trained", "trained"], "nothing can be sampled from a run without a checkpoint"
     failures = [line for line in "".join(capsys.readouterr()).splitlines() if "failed: " in line]
-    assert ["failed: empty: no reason recorded; see its log" in line for line in failures] == [True]
+    assert len(failures) == 1
+    assert failures[0].startswith("failed: empty: ")
+    assert failures[0].endswith(": no results, exit code 0; see its log")
     assert here.run_here(SimpleNamespace(**{**vars(study), "points": [runs[1], samplings[1]]}))  # type: ignore[arg-type]
 
 

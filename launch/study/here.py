@@ -240,7 +240,7 @@ def start_point(study: Study, point: Point, place: int | None) -> subprocess.Pop
 def failure(study: Study, point: Point, code: int) -> str:
     """Why a job failed that has recorded no reason itself, as when its config could not be composed, or it was killed."""
     number = study.jobs[point.folder].removeprefix(LOCAL)
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}; see its log"
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"no results, exit code {code}; see its log"
     return error_line(study.folder / "logs" / f"{number}_0_log.err") or how
 
 
