@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 
 
 def positive(**fields: float) -> None:
@@ -15,7 +16,7 @@ def positive(**fields: float) -> None:
 def whole(least: int, **fields: int) -> None:
     """Raises ValueError for the first field that is not a whole number of at least ``least``."""
     for name, value in fields.items():
-        if not (isinstance(value, int) and value >= least):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}: {value!r} is not accepted; it must be a whole number of at least {least}")
 
 

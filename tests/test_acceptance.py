@@ -23,7 +23,7 @@ from ebm.randomness import image_generators, normal_like, uniform
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.step import Step
-from ebm.schedule import LogUniform, Single
+from ebm.schedule import Levels, LogUniform, Single
 from launch.config.build import build
 from launch.config.manual import CONFIGS
 from launch.metrics.metropolis import Metropolis
@@ -157,8 +157,10 @@ def metric(*overrides: str, **settings: Any) -> Metropolis:
 
 def test_the_metric_on_a_known_law(tmp_path: Path) -> None:
     # at one level, without denoising: the curvature of all directions is 1/(0.25² + 1)
-    measure = metric(grid=Single(level=1.0), steps=1, steps_per_level=19, step_scales=[0.02, 0.8], denoise=False)
+    measure = metric(grid=Levels(levels=[1.0]), steps=1, steps_per_level=19, step_scales=[0.02, 0.8], denoise=False)
     given = work(tmp_path, Energy())
+    listed = replace(measure, grid=Levels(levels=[2.0, 1.0]), steps=2)
+    assert listed.samplers(given)[1] == measure.samplers(given)[1], "moves of equal cost don't depend on the levels"
     measure.check(given)
     figures = measure(given)
     assert figures is not None

@@ -175,6 +175,7 @@ def test_clipping_bounds_the_gradient() -> None:
 @pytest.mark.parametrize(("values", "says"), [
     ({"batch": 6}, "batch: 6 is not accepted; it must divide among 4 processes"),
     ({"clip": 0.0}, "clip: 0.0 is not accepted"),
+    ({"batch": True}, "batch: True is not accepted"),
 ])
 def test_budgets_that_do_not_divide_are_refused(values: dict[str, float], says: str) -> None:
     whole = {"images": 100, "batch": 8, "micro_batch": 8, "clip": 1.0}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ebm.accepted import positive, whole
+from ebm.accepted import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         whole(1, images=self.images, batch=self.batch, micro_batch=self.micro_batch)
-        positive(clip=self.clip)
+        if not self.clip > 0:  # infinity clips nothing
+            raise ValueError(f"clip: {self.clip!r} is not accepted; it must be a positive number")
 
     @property
     def steps(self) -> int:

@@ -19,7 +19,7 @@ from ebm.randomness import generator
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.sampling import Sampler, trajectory
-from ebm.schedule import NoiseSchedule
+from ebm.schedule import NoiseSchedule, Single
 from launch.drawing.batches import Rows
 from launch.metrics.chart import charting, png
 from launch.metrics.evaluation import Figures, Work
@@ -96,7 +96,8 @@ class Metropolis:
     def samplers(self, work: Work) -> tuple[dict[tuple[str, float], Sampler], dict[str, int]]:
         """The samplers by name and step scale, and the number of moves that each makes at a level."""
         with Passes.counted(work.pipeline.model.network) as passes:  # one image, one level
-            tested = partial(metropolis_annealed, steps=1, steps_per_level=self.steps_per_level, grid=self.grid, denoise=False)
+            top = Single(level=float(self.grid.sigmas(self.steps)[0]))
+            tested = partial(metropolis_annealed, steps=1, steps_per_level=self.steps_per_level, grid=top, denoise=False)
             self.walk(work, partial(tested, step_scale=self.step_scales[0]), range(1))
         # an unadjusted move costs one pass forward and one backward
         moves = {"metropolis": self.steps_per_level, "equal nfe": max(1, passes.backward),

@@ -82,7 +82,7 @@ def read_study(folder: Path) -> dict[str, Any]:
 def as_point(record: dict[str, Any], of: Point | None = None) -> Point:
     """A point as the study had it when it was submitted."""
     return Point(record["kind"], record["label"], Path(record["folder"]), tuple(record["overrides"]), record["steps"],
-                 record["batch"], of)
+                 record.get("batch", 0), of)
 
 
 def read_points(folder: Path) -> list[Point]:
