@@ -162,7 +162,7 @@ def test_what_an_epilogue_wrote_hides_no_later_refusal(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("error", "said"), [
     ("OSError(28, 'No space left on device')", "out: FOLDER: No space left on device"),
-    ("OSError(30, 'Read-only file system', '/data/x.npz')", "out: /data/x.npz: Read-only file system")])
+    ("OSError(30, 'Read-only file system', 'FOLDER/x.npz')", "out: FOLDER/x.npz: Read-only file system")])
 def test_a_folder_that_can_t_be_written_ends_in_one_line(error: str, said: str, tmp_path: Path) -> None:
     work = f"""
 import sys
@@ -171,8 +171,8 @@ from launch.job.faults import record_failures
 with record_failures(Path(sys.argv[1]), key="out"):
     raise {error}
 """
-    done = subprocess.run([sys.executable, "-c", work, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "EBM_JOB": str(tmp_path)}, check=False)
+    done = subprocess.run([sys.executable, "-c", work.replace("FOLDER", str(tmp_path)), str(tmp_path)], cwd=ROOT,
+                          capture_output=True, text=True, env={**os.environ, "EBM_JOB": str(tmp_path)}, check=False)
     said = said.replace("FOLDER", str(tmp_path))
     assert (done.returncode, done.stderr) == (1, f"error: {said}\n")
     assert (tmp_path / "verdict").read_text() == "failed"

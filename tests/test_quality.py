@@ -298,9 +298,12 @@ def test_what_cannot_be_a_reference_is_refused_before_any_work(folder: Path) -> 
     np.savez(folder / "float.npz", images / 255)
     (folder / "text.npz").write_text("no")
     np.savez(folder / "two.npz", a=images, b=images)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "a.png").write_text("no picture")
     refused = {
         "reference=held_out": "reference: 'held_out' is not accepted; the run has none",
         f"reference={folder}/empty": "reference: .*holds no .bmp",
+        f"reference={folder}/broken": "reference: .*not a readable image",
         f"reference={folder}/none.npz": "reference: .*no such file",
         f"reference={folder}/text.npz": "reference: .*not an .npz file",
         f"reference={folder}/two.npz": "reference: .*doesn't hold exactly one array; it holds a, b; name one as FILE:KEY",

@@ -94,6 +94,8 @@ def test_a_job_that_records_no_reason_has_failed_with_the_last_error_in_its_log(
     monkeypatch.setattr(study, "task", lambda point: Task(point.kind, "", ("/bin/sh", "-c", ends[point.label])))
     points[1].folder.mkdir(parents=True)
     (points[1].folder / "failure.json").write_text('{"error": "that of an earlier start"}')
+    points[2].folder.mkdir(parents=True)
+    (points[2].folder / "stacks-rank0.txt").write_text("of an earlier start's hang")
     assert not run_here(study)
     shown = " ".join(status(study.folder, no_slurm).split())
     assert shown.count("FAILED") == 3

@@ -94,8 +94,10 @@ def record_failures(folder: Path, *, key: str = "run") -> Iterator[None]:
     except Exception as error:
         text, said = traceback.format_exc(), f"{type(error).__name__}: {error}"
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            said = f"{key}: {error.filename or folder}: {error.strerror}"
-            print(f"error: {said}", file=sys.stderr, flush=True)
+            place = Path(os.fsdecode(error.filename)) if error.filename else folder
+            own = place.resolve().is_relative_to(folder.resolve())  # else it may be anyone's, such as a compiler's cache
+            said = f"{key}: {place}: {error.strerror}" if own else f"{place}: {error.strerror}"
+            print(f"error: {said}" if own else text, file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
         import torch  # which a process that only submits is spared

@@ -113,7 +113,8 @@ def reference_images(reference: str, work: Work) -> ImageSet:
     try:
         return work.once(f"images {reference}", lambda: read_image_set(reference, size=work.pipeline.shape[1]))
     except (ValueError, OSError) as error:
-        raise type(error)(f"reference: {error}; train, held_out, or the path of a .beton, .npz or folder") from error
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"reference: {error}; train, held_out, or the path of a .beton, .npz or folder") from error
 
 
 def other_images(reference: str, work: Work) -> ImageSet | None:

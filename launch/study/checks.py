@@ -27,7 +27,7 @@ KEPT: dict[tuple[int, int, int], dict[str, Any]] = {}  # what metrics load, by i
 def check(kind: str, text: str) -> tuple[str, int, int] | None:
     """Checks a config in YAML, of a "train", "sample" or "evaluate" point.
 
-    For "train", returns the SHA-256 of the data, the number of steps and the batch. Raises ValueError, naming the key.
+    For "train", returns what `check_run` does. Raises ValueError, naming the key.
     """
     try:
         if kind == "evaluate":
@@ -38,7 +38,7 @@ def check(kind: str, text: str) -> tuple[str, int, int] | None:
 
 
 def check_run(text: str) -> tuple[str, int, int]:
-    """The SHA-256 of a run's data, the number of steps, and the batch."""
+    """The SHA-256 of a run's data, and the checkpoint whose weights it begins with, if any; the number of steps; the batch."""
     cfg = parse(text)
     tracking_of(cfg)
     budget = check_settings(cfg)
@@ -46,8 +46,8 @@ def check_run(text: str) -> tuple[str, int, int]:
         build_once(part, OmegaConf.to_yaml(cfg[part]))
     data, _ = cached_datasets(OmegaConf.to_yaml({"data": {"train": cfg.data.train, "test": cfg.data.test}}))
     check_model(OmegaConf.to_yaml(cfg.model), OmegaConf.to_yaml(cfg.objective), data.shape)
-    check_init(OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, ["init", "model"])))
-    return data.manifest.sha256, budget.steps, budget.batch
+    beginning = check_init(OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, ["init", "model"])))
+    return data.manifest.sha256 + beginning, budget.steps, budget.batch
 
 
 @functools.lru_cache(None)
@@ -79,11 +79,12 @@ def check_model(text: str, objective: str, shape: tuple[int, int, int]) -> None:
 
 
 @functools.lru_cache(None)
-def check_init(text: str) -> None:
-    """Checks that the run whose weights a model is to begin with is there and has the same model."""
+def check_init(text: str) -> str:
+    """Checks that the run whose weights a model begins with is there and has the same model; its checkpoint's name, or ""."""
     cfg = parse(text)
     if path := find_init(cfg):
         load_init(path, cfg, build_on_meta(OmegaConf.to_yaml(cfg.model)), device=torch.device("meta"))
+    return path.name if path else ""
 
 
 @functools.lru_cache(None)

@@ -224,7 +224,8 @@ def start_point(study: Study, point: Point, place: int | None) -> subprocess.Pop
     """Starts a point's process, on one GPU if there is one, with its output in the study's logs, named as by submitit."""
     number = study.jobs[point.folder].removeprefix(LOCAL)
     point.folder.mkdir(parents=True, exist_ok=True)  # it records a failure here
-    (point.folder / "failure.json").unlink(missing_ok=True)  # an earlier start's
+    for old in (point.folder / "failure.json", *point.folder.glob("stacks-rank*.txt")):  # an earlier start's
+        old.unlink(missing_ok=True)
     gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": visible_gpu(place)}
     command, log = study.task(point).command, str(study.folder / "logs" / f"{number}_0_log")
     with Life.of(study.folder, number).held() as file, open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
