@@ -28,6 +28,7 @@ from ebm.diagnose.reference import Reference
 from ebm.diagnose.training import short_average, spread, unguided
 from ebm.extras import extra
 from ebm.schedule import NoiseSchedule
+from ebm.train.budget import Budget
 from ebm.train.distributed import World, join
 from ebm.train.metrics import read
 from launch.config.build import build, make_folder, place, plain
@@ -127,10 +128,9 @@ def make_doctor(cfg: DictConfig, world: World, tell: Any) -> tuple[Doctor, Any, 
 def unfinished(cfg: DictConfig, step: int) -> list[int] | None:
     """The images that the run has seen and those that it is to see; None at its end. ``step`` is its checkpoint's."""
     folder = RunFolder(Path(cfg.run))
-    budget = folder.config().budget
+    budget: Budget = build(folder.config().budget, key="budget")
     reached = max([step, *(record.get("step", 0) for record in read(folder.metrics_file))])
-    steps = max(1, budget.images // budget.batch)
-    return None if reached >= steps else [reached * budget.batch, steps * budget.batch]
+    return None if reached >= budget.steps else [reached * budget.batch, budget.steps * budget.batch]
 
 
 def sampler_with(cfg: DictConfig, overrides: list[str]) -> Any:

@@ -263,6 +263,17 @@ def test_a_study_is_over_when_no_point_waits_or_runs(study: Path, monkeypatch: p
     assert not is_over(study / "runs" / "a")
 
 
+def test_a_measured_sampling_is_over_when_it_has_been_measured(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "jobs", lambda numbers: {})
+    record = json.loads((study / "study.json").read_text())
+    record["points"] = [{**record["points"][2], "job": "5_0", "overrides": ["metrics=[cost]", "label=ab12"]}]
+    (study / "study.json").write_text(json.dumps(record))
+    touch(study / "runs" / "a" / "samples" / "heun" / "heun.npz")
+    assert not is_over(study)
+    touch(study / "runs" / "a" / "evaluations" / "heun" / "evaluation-ab12.json")
+    assert is_over(study)
+
+
 def test_watching_ends_with_the_study_and_sends_what_came_last(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[int] = []
     monkeypatch.setattr(sync, "is_over", lambda folder: len(rounds) == 2)

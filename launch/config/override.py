@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Keys that users expect, by those that take their place.
+# Keys that users try, and those that take their place.
 ELSEWHERE = {"lr": "rate.peak", "learning_rate": "rate.peak", "optimizer.lr": "rate.peak", "batch_size": "budget.batch",
              "epochs": "budget.images"}
 

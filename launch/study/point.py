@@ -73,7 +73,7 @@ def read_study(folder: Path) -> dict[str, Any]:
         study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for point in study["points"]:
             as_point(point), point["of"], point["job"], int(point["steps"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"folder: {path} is not the record of a study ({error}); give the folder that sweep.py "
                          "printed") from error
     return study

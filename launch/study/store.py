@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -107,6 +108,7 @@ def modules_outside(text: str) -> set[str]:
     return {module for module in modules if (package := module.partition(".")[0]) not in CODE and not is_installed(package)}
 
 
+@functools.cache  # every point of a study asks for the same few
 def is_installed(package: str) -> bool:
     """Whether a package lies where distributions or Python itself are installed; it is not imported."""
     try:

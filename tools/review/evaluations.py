@@ -14,6 +14,7 @@ from tools.review.records import Problem, number, read_json
 
 ASIDE = ("_stderr", "_real")  # beside a value: its standard error, and the same value of real images
 NO_RECORDS = ("track.json", "failure.json")
+INCEPTIONS = re.compile(r"(fid|kid|is|inception_score)(?=_|$)")  # names kept for figures of Inception's features
 HEX = re.compile(r"[0-9a-f]{12,}")
 
 
@@ -58,12 +59,28 @@ def read_evaluation(path: Path) -> tuple[Evaluation | None, list[Problem]]:
     told = {name: number(value) for name, value in content["values"].items()}
     lost = [name for name, value in told.items() if value is None]
     problems = [Problem(str(path), f"{', '.join(lost)}: not a finite number, left out")] if lost else []
-    values = {name: value for name, value in told.items() if value is not None}
+    values = {name_of(name, content["measure"]): value for name, value in told.items() if value is not None}
     pictures = content.get("pictures")
     shown = {str(name): path.parent / Path(file).name for name, file in pictures.items() if isinstance(file, str) and file} \
         if isinstance(pictures, dict) else {}
-    return Evaluation(path, content["metric"], values, content["measure"], content["subject"], shown,
-                      number(content.get("time")) or 0.0), problems
+    made = Evaluation(path, content["metric"], values, content["measure"], content["subject"], shown,
+                      number(content.get("time")) or 0.0)
+    try:
+        made.protocol  # noqa: B018  # a measure that is nested too deeply shows here
+    except (RecursionError, ValueError) as error:
+        return None, [Problem(str(path), f"the record of an evaluation whose measure can't be read: {error}")]
+    return made, problems
+
+
+def name_of(figure: str, measure: dict[str, Any]) -> str:
+    """A figure's name, whoever wrote the record: only with Inception's features is it an FID, a KID or an inception score."""
+    told = measure.get("extractor")
+    extractor = told.get("name") if isinstance(told, dict) else told
+    claimed = INCEPTIONS.match(figure)
+    if claimed is None or not isinstance(extractor, str) or "inception" in extractor.lower():
+        return figure
+    short = {"fid": "fd", "kid": "kd"}.get(claimed[0], claimed[0])
+    return f"{short}_{re.sub(r'[^A-Za-z0-9]+', '_', extractor)}{figure[claimed.end():]}"
 
 
 def find_evaluations(folder: Path) -> tuple[list[Evaluation], list[Problem]]:

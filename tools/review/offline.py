@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launch.study import cluster, here
-from launch.study.point import Point, locate, read_study
+from launch.study.point import as_point, locate, read_study
 
 IDLE = 120.0  # seconds without a write after which a file has ended: W&B measures the machine four times a minute
 HEADER = 7  # bytes of a file into which nothing has been written yet
@@ -137,8 +137,7 @@ def is_over(folder: Path) -> bool:
         jobs = cluster.jobs(numbers)
     except OSError:  # a busy or restarting controller: perhaps it answers the next time
         return False
-    places = {one["folder"]: Point(one["kind"], one["label"], locate(Path(one["folder"]), folder), (), one["steps"])
-              for one in points}
+    places = {one["folder"]: replace(as_point(one), folder=locate(Path(one["folder"]), folder)) for one in points}
     lost = {point.label for point in places.values() if point.reason()}
 
     def ended(one: dict[str, Any]) -> bool:

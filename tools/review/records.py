@@ -56,7 +56,7 @@ def parse_line(line: bytes) -> tuple[Record, str]:
     """The record in a line, with None for numbers that are not finite, or what is wrong with the line."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}, "not JSON"
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         return {}, "not a record of an event"
@@ -80,7 +80,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Problem]]:
             raise ValueError("it holds no object")
     except FileNotFoundError:
         return {}, [Problem(str(path), "missing")]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, [Problem(str(path), f"can't be read as JSON: {error}")]
     return content, []
 
