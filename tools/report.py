@@ -14,6 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # works from a checkout 
 
 from ebm.extras import extra
 from ebm.files import write_atomically
+from launch.study.point import counted
 from tools.review.album import Album
 from tools.review.collect import collect, is_over
 from tools.review.page import render
@@ -84,7 +85,7 @@ def write(folder: Path, out: Path, *, album: Album, watch: float | None) -> dict
 def count_text(content: dict[str, Any]) -> str:
     """The numbers of runs and samplings as text."""
     samplings = sum(len(run["samplers"]) for run in content["runs"])
-    return f"{len(content['runs'])} run{'s' * (len(content['runs']) != 1)}" + (f", {samplings} samplings" if samplings else "")
+    return counted(len(content["runs"]), "run") + (f", {counted(samplings, 'sampling')}" if samplings else "")
 
 
 if __name__ == "__main__":
