@@ -192,6 +192,12 @@ def test_a_job_has_succeeded_if_its_results_are_there_whatever_its_exit_code(
     assert here.run_here(SimpleNamespace(**{**vars(study), "points": [runs[1], samplings[1]]}))  # type: ignore[arg-type]
 
 
+def hear_signals() -> None:
+    """As in a shell's foreground: under nohup, or in the background of a script, the suite's processes ignore these."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Shell:
     """A study of one long training, with two samplings behind it, as a shell starts it."""
 
@@ -202,7 +208,8 @@ class Shell:
         self.log = store.parent / f"shell-{len(known)}.txt"
         with open(self.log, "w", encoding="utf-8") as file:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output or file, stderr=subprocess.STDOUT,
-                                            env={**os.environ, "PATH": str(no_slurm), "OMP_NUM_THREADS": "1"})
+                                            env={**os.environ, "PATH": str(no_slurm), "OMP_NUM_THREADS": "1"},
+                                            preexec_fn=hear_signals)
         until(lambda: set(store.glob("studies/*/study.json")) - known, why="study.json")
         (record,) = set(store.glob("studies/*/study.json")) - known
         self.study, self.run = record.parent, Path(json.loads(record.read_text())["points"][0]["folder"])
