@@ -32,6 +32,12 @@ triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN as `ebm.train.distributed.join` sets it up."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 @triton
 def test_the_kernels_have_the_derivatives_of_float64() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "tests/interpreted.py"], cwd=ROOT, capture_output=True, text=True,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ebm.nets.derivatives import Wanted
 from ebm.nets.layers import Conv2d, GroupNorm, zero
 from ebm.nets.memory_format import memory_format_of
 
@@ -42,14 +41,16 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """v softmax(qᵀk)ᵀ, of queries, keys and values (B, C, N) each: at every query, the mean of v under its weights."""
-    if torch.compiler.is_compiling() or not (Wanted.second and torch.is_grad_enabled()):
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return torch.bmm(v, weights(q, k).mT)
     return Attend.apply(q, k, v)  # type: ignore[no-any-return]
 
 
 def weights(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(qᵀk) over the keys, (B, N, N), in q's dtype, whatever autocast makes of softmax."""
-    return torch.bmm(q.mT, k).softmax(dim=-1).to(q.dtype)
+    """softmax(qᵀk) over the keys, (B, N, N), in q's dtype: its kernels add up in float32 by themselves, so what autocast does,
+    copying to float32 and back, would change no bit."""
+    p: Tensor = aten._softmax(torch.bmm(q.mT, k), -1, False)
+    return p
 
 
 class Attend(Function):

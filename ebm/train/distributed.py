@@ -126,6 +126,9 @@ def join(*, device: str, timeout_seconds: float, peers_seconds: float) -> Iterat
     own_device = choose_device(device, local)
     if own_device.type == "cuda":
         torch.cuda.set_device(own_device)  # before NCCL and FFCV, which take the current device
+        # Some of cuDNN's algorithms add up in no fixed order; without them a resumed run ends with the bits of one that wasn't
+        # stopped, and training takes no longer (docs/bench.md).
+        torch.backends.cudnn.deterministic = True
     elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:  # torchrun would leave each process one thread
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
     if size > 1:
