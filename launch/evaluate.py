@@ -104,7 +104,8 @@ def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
     work = replace(work, stem=stem)
     try:
         # Metrics of the model itself are computed in float32; cuDNN's default on a GPU is TF32.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=metric.of_samples), naming_argument(name, metric):
+        cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=metric.of_samples)
+        with cudnn, naming_argument(name, metric):
             figures = metric(work)
     except ValueError as error:  # the other processes notice that this one has ended
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

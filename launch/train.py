@@ -21,9 +21,9 @@ if __name__ == "__main__":
 
 from omegaconf import DictConfig
 
+from ebm.graph import NotRecordableError
 from ebm.train.checkpoint import load
 from ebm.train.distributed import device_name
-from ebm.train.graph import NotRecordableError
 from ebm.train.metrics import Metrics
 from ebm.train.trainer import NonFiniteError, Trainer
 from launch.config.build import place

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,17 @@ import numpy as np
 import pytest
 import torch
 from measured import CPU, Energy, Score, work
+from torch import Tensor
 
 from ebm.evaluate import power
 from ebm.evaluate.power import Usage, gpu_counter, joule_counter, measure_usage, total
+from ebm.model import has_energy
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import heun
 from ebm.schedule import Karras
 from launch.drawing.batches import Drawn, batch_file, compute_batches, draw_batch
+from launch.drawing.recorded import recorded
 from launch.metrics.cost import Cost, per_image
 from launch.metrics.evaluation import Work
 
@@ -129,6 +133,49 @@ def test_passes_are_counted(model: Any, sampler: Any, forward: int, backward: in
     assert (drawn.nfe, drawn.gradients, drawn.joules) == (forward, backward, None)
     assert drawn.images.shape == (5, 3, 8, 8)
     assert not given.pipeline.model.network._forward_pre_hooks, "the counter was left on the network"
+
+
+class Tape:
+    """`ebm.graph.Recorded` without a GPU: from the fourth call on hooks see nothing, and results overwrite the last ones."""
+
+    def __init__(self, work: Callable[[Tensor, Tensor], Tensor], _: Sequence[Tensor]) -> None:
+        self.work, self.calls, self.graph = work, 0, None
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.calls += 1
+        if self.graph is None:
+            output = self.work(x, sigma)
+            self.graph = output.clone() if self.calls == 4 else None
+            return output if self.graph is None else self.graph
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.Module, "__call__", lambda self, *inputs: self.forward(*inputs))
+            return self.graph.copy_(self.work(x, sigma))
+
+
+@pytest.mark.parametrize(("model", "sampler"), [(Score, HEUN), (Energy, HEUN), (Energy, ANNEALED), (Energy, METROPOLIS)])
+def test_a_recorded_score_gives_the_same_images_at_the_same_cost(
+    model: Any, sampler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.drawing.recorded.Recorded", Tape)
+    pipeline = work(tmp_path, model(), sampler=sampler).pipeline
+    recorded = replace(pipeline, cuda_graph=True)
+    for part in (range(3), range(3, 6), range(6, 8)):  # recorded in the first, replayed in the second, of another size
+        one, other = pipeline.draw(part), recorded.draw(part)
+        assert torch.equal(one.pixels, other.pixels)
+        assert (one.forward, one.backward) == (other.forward, other.backward)
+    assert recorded.recorded.replayed.forward > 0
+    assert len({key[1] for key in recorded.recorded.graphs}) == 2, "a graph for each size of batch"
+    recorded.recorded.release()
+    assert not recorded.recorded.graphs
+
+
+def test_where_gradients_are_enabled_a_recorded_score_is_the_models_own() -> None:
+    x, sigma = torch.ones(2, 3, 8, 8), torch.ones(2)
+    subject = recorded(Energy())
+    with torch.enable_grad():
+        assert torch.equal(subject.score(x, sigma), Energy().score(x, sigma))
+    assert not subject.graphs
+    assert has_energy(subject) and not has_energy(recorded(Score()))
 
 
 def test_joules_of_all_batches_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,20 @@ from torch import Tensor, nn
 
 import ebm.nets
 from ebm.energy import Energy, inner_product
+from ebm.graph import Recorded
 from ebm.nets import group_norm
 from ebm.nets.unet import UNet
 from ebm.objective import EDM, DenoisingScoreMatching
 from ebm.precision import Precision
-from ebm.schedule import LogUniform
+from ebm.samplers.metropolis import metropolis_annealed
+from ebm.samplers.ode import heun
+from ebm.schedule import Karras, LogUniform
 from ebm.train.budget import Budget
 from ebm.train.distributed import World
 from ebm.train.ema import Average, PowerFunction
-from ebm.train.graph import Recorded
 from ebm.train.rate import Constant
 from ebm.train.trainer import Trainer
+from launch.drawing.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with PyTorch for GPUs alone")
@@ -162,10 +167,29 @@ def test_a_recorded_training_has_the_bits_of_one_that_is_not(precision: str, pie
 
 
 @gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("sampler", [
+    partial(heun, steps=6, churn=10, churn_min=0, churn_max=50, churn_noise=1),
+    partial(metropolis_annealed, steps=3, steps_per_level=4, step_scale=0.1, denoise=True)], ids=["heun", "metropolis"])
+def test_recorded_scores_draw_the_images_of_those_that_are_not(sampler: Any, precision: str) -> None:
+    torch.manual_seed(0)
+    pipeline = Pipeline(
+        model=Energy(network()[0], inner_product, sigma_data=0.5).cuda(), shape=(3, 16, 16), seed=0, cuda_graph=False,
+        sampler=partial(sampler, grid=Karras(sigma_min=0.02, sigma_max=5, rho=7)), precision=Precision(name=precision),
+        device=torch.device("cuda"))
+    recorded = replace(pipeline, cuda_graph=True)
+    for part in (range(4), range(4, 8), range(8, 10)):
+        one, other = pipeline.draw(part), recorded.draw(part)
+        assert torch.equal(one.pixels, other.pixels)
+        assert (one.forward, one.backward, one.not_finite) == (other.forward, other.backward, 0)
+    assert recorded.recorded.replayed.backward > 0
+
+
+@gpu
 def test_what_cannot_be_recorded_says_so_and_what_to_do() -> None:
     work = """
 import torch
-from ebm.train.graph import NotRecordableError, Recorded
+from ebm.graph import NotRecordableError, Recorded
 weight = torch.ones(3, device="cuda", requires_grad=True)
 def work(x):
     loss = weight * x * float(x.sum())  # reads a number back
@@ -180,5 +204,5 @@ for step in range(4):
     weight.grad = None
 """
     done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("3 cuda_graph: the step can't be recorded ("), done.stderr
+    assert done.stdout.startswith("3 cuda_graph: this model can't be recorded ("), done.stderr
     assert done.stdout.strip().endswith("start again with cuda_graph=false")

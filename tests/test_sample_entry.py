@@ -69,6 +69,13 @@ def test_each_average_and_checkpoint_can_be_sampled(trained: Path, command: Comm
     assert refused.stderr.strip() == "error: ema: 3 is not accepted; the run has 3, counted from 0"
 
 
+@pytest.mark.parametrize(("bad", "why"), [("true", "True is not accepted; it needs a GPU"),
+                                          ("maybe", "'maybe' is not accepted; choose auto, true or false")])
+def test_a_graph_is_recorded_on_a_gpu_alone(bad: str, why: str, trained: Path, command: Command) -> None:
+    refused = command("sample", f"run={trained}", f"cuda_graph={bad}", "device=cpu", check=False)
+    assert (refused.returncode, refused.stderr.strip()) == (2, f"error: cuda_graph: {why}")
+
+
 def test_processes_that_would_draw_from_different_models_refuse(
     trained: Path, tiny: list[str], command: Command, tmp_path: Path
 ) -> None:

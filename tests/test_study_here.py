@@ -151,7 +151,7 @@ def test_a_study_runs_here_if_asked_though_slurm_is_installed(
     assert "0 jobs cancelled" in status(record.parent, dead_slurm, "--cancel")
     assert "running 0 jobs" in status(record.parent, dead_slurm, "--resubmit", "failed")
     commands = [json.loads(one.read_text())["command"] for one in (tmp_path / "store" / "studies").glob("*/study.json")]
-    assert len(commands) == 2 and commands[0] == commands[1], "a study's command is as it was typed, also when it is resubmitted"
+    assert len(commands) == 2 and commands[0] == commands[1], "a resubmitted study's command isn't as typed"
     assert not (dead_slurm / "asked").exists(), "SLURM was asked"
 
 

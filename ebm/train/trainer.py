@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ebm.data.order import local_rows
+from ebm.graph import Recorded
 from ebm.objective import DenoisingScoreMatching
 from ebm.precision import Precision
 from ebm.randomness import generator
@@ -20,7 +21,6 @@ from ebm.schedule import NoiseSchedule
 from ebm.train.budget import Budget
 from ebm.train.distributed import Lagged, World
 from ebm.train.ema import Average
-from ebm.train.graph import Recorded
 from ebm.train.meter import Meter, by_sigma
 from ebm.train.rate import LearningRate
 

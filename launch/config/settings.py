@@ -50,6 +50,17 @@ def cuda_graph(cfg: DictConfig, *, gpu: bool) -> bool:
     return wanted
 
 
+def sampling_graph(cfg: DictConfig, trained: DictConfig, *, gpu: bool) -> bool:
+    """Whether the model's score is recorded as a CUDA graph; "auto" means on a GPU, unless the run was trained without.
+
+    The doctor's config doesn't ask for it: it looks at the model in other ways than samplers do.
+    """
+    wanted = "cuda_graph" in cfg and switch(cfg, "cuda_graph", auto=gpu and trained.get("cuda_graph") is not False)
+    if wanted and not gpu:
+        raise ValueError("cuda_graph: True is not accepted; it needs a GPU")
+    return wanted
+
+
 def precision(cfg: DictConfig, device: torch.device, *, before: str | None = None) -> str:
     """The requested precision; "auto" means the one used ``before``, if any, else the best for the device."""
     if cfg.precision not in ("auto", *DTYPES):

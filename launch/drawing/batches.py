@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ebm.evaluate.power import Passes, joule_counter, measure_usage, total
+from ebm.evaluate.power import joule_counter, measure_usage, total
 from ebm.files import write_atomically
 from ebm.sampling import batches_of
 from ebm.train.distributed import World
@@ -82,10 +82,10 @@ def draw_batch(pipeline: Pipeline, part: range) -> Rows:
     """One batch of samples and its cost, with the trajectory of the first batch."""
     film = Film(sigma_data=pipeline.model.sigma_data) if part.start == 0 else None
     counter, _ = joule_counter(pipeline.device)
-    with Passes.counted(pipeline.model.network) as passes, measure_usage(pipeline.device, counter) as spent:
-        images, not_finite = pipeline.draw(part, film)
-    rows = {"images": images.numpy(), "not_finite": np.array([not_finite]), "nfe": np.array([passes.forward]),
-            "gradients": np.array([passes.backward]), "seconds": np.array([spent.seconds]),
+    with measure_usage(pipeline.device, counter) as spent:
+        drawn = pipeline.draw(part, film)
+    rows = {"images": drawn.pixels.numpy(), "not_finite": np.array([drawn.not_finite]), "nfe": np.array([drawn.forward]),
+            "gradients": np.array([drawn.backward]), "seconds": np.array([spent.seconds]),
             "joules": np.array([math.nan if spent.joules is None else spent.joules])}
     if film is not None:
         rows |= {"film": np.frombuffer(film.png(), np.uint8), "frame_step": np.array([one["step"] for one in film.frames]),

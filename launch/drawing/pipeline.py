@@ -5,7 +5,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from ebm.data import to_uint8
 from ebm.energy import Preconditioned
+from ebm.evaluate.power import Passes
 from ebm.model import ScoreModel
 from ebm.precision import Precision
 from ebm.samplers.step import Step
 from ebm.sampling import Sampler, trajectory
 from launch.drawing.film import Film
+from launch.drawing.recorded import RecordedScore, recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +38,41 @@ class Pipeline:
     checkpoint: str = ""  # and its file's name there, which contains its hash
     step: int = 0  # at which that was saved
     task: ConditionalTask | None = None
+    cuda_graph: bool = False  # replay the model's score on a GPU; a task's model is called as it is
+
+    @cached_property
+    def recorded(self) -> RecordedScore:
+        """The model, recorded: one for all batches, as recording takes as long as several calls."""
+        return recorded(self.model)
 
     def trajectory(self, part: range) -> Iterator[Step]:
         """The sampler's steps for the images of these numbers."""
         task = self.task and self.task.conditioning
-        model = task.model_for(self, part) if task else self.model
+        model = task.model_for(self, part) if task else self.recorded if self.cuda_graph else self.model
         steps = trajectory(model, self.sampler, shape=self.shape, indices=part, seed=self.seed, device=self.device)
         return task.finish(self, part, steps) if task else steps
 
-    def draw(self, part: range, film: Film | None = None) -> tuple[Tensor, int]:
-        """The images of these numbers, uint8 (len(part), C, H, W) on the CPU, and how many of them are not finite; ``film`` is
-        shown every step."""
-        with self.precision.autocast(self.device):
+    def draw(self, part: range, film: Film | None = None) -> Images:
+        """The images of these numbers; ``film`` is shown every step."""
+        before = replace(self.recorded.replayed)
+        with Passes.counted(self.model.network) as passes, self.precision.autocast(self.device):
             for step in self.trajectory(part):
                 if film is not None:
                     film.show(step)
-        return to_uint8(step.x).cpu(), int((~step.x.isfinite().flatten(1).all(1)).sum())
+        replayed = self.recorded.replayed
+        return Images(pixels=to_uint8(step.x).cpu(), not_finite=int((~step.x.isfinite().flatten(1).all(1)).sum()),
+                      forward=passes.forward + replayed.forward - before.forward,
+                      backward=passes.backward + replayed.backward - before.backward)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A batch of images and what it took."""
+
+    pixels: Tensor  # uint8 (B, C, H, W), on the CPU
+    not_finite: int  # images with NaN or infinite pixels
+    forward: int  # passes through the network
+    backward: int
 
 
 @dataclass(frozen=True, kw_only=True)

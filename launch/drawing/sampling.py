@@ -14,13 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import to_float
 from ebm.files import write_atomically
+from ebm.graph import NotRecordableError
 from ebm.pictures import save_grid
 from ebm.precision import Precision
 from ebm.train.distributed import World, device_name
 from launch.config.build import build, naming, plain, seed
-from launch.config.settings import precision
+from launch.config.settings import precision, sampling_graph
 from launch.drawing.batches import Drawn, compute_batches, delete_batches, digest, draw_batch
 from launch.drawing.pipeline import Pipeline
+from launch.job.faults import refuse
+from launch.job.process import node_name
 from launch.run.folder import RunFolder
 from launch.run.make import load_model
 from launch.run.version import version
@@ -35,7 +38,8 @@ def prepare(cfg: DictConfig, world: World) -> Pipeline:
     pipeline = Pipeline(
         model=model, sampler=build(cfg.sampler, key="sampler"), shape=tuple(config.data.shape),
         seed=seed(cfg), precision=Precision(name=precision(cfg, world.device)), device=world.device, run=str(cfg.run),
-        checkpoint=checkpoint, step=step)
+        checkpoint=checkpoint, step=step,
+        cuda_graph=sampling_graph(cfg, config, gpu=world.device.type == "cuda"))
     with naming("sampler."):  # samplers check their arguments when they are called
         pipeline.trajectory(range(1))
     return pipeline
@@ -81,8 +85,12 @@ def draw_batches(cfg: DictConfig, pipeline: Pipeline, world: World) -> Path:
     about = [3, identity(cfg, pipeline) | {"device": pipeline.device.type},
              pipeline.task and [pipeline.task.name, pipeline.task.identity]]
     folder = world.broadcast_object(Path(cfg.out) / f".{digest(about)}")  # as rank 0 names it: paths may differ
-    compute_batches(folder, cfg.n, batch=cfg.batch, world=world, label="sample",
-                    compute=lambda part: draw_batch(pipeline, part))
+    try:
+        compute_batches(folder, cfg.n, batch=cfg.batch, world=world, label="sample",
+                        compute=lambda part: draw_batch(pipeline, part))
+    except NotRecordableError as error:  # of this process alone
+        refuse(f"rank {world.rank} on {node_name()}: {error}", code=1, alone=True)
+    pipeline.recorded.release()  # its memory may be needed for what is measured next
     return folder
 
 

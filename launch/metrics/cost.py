@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ebm.accepted import whole
-from ebm.evaluate.power import Passes, Usage, joule_counter, measure_usage, total
+from ebm.evaluate.power import Usage, joule_counter, measure_usage, total
 from ebm.train.distributed import device_name
 from launch.metrics.evaluation import Figures, Work
 
@@ -45,12 +45,12 @@ class Cost:
         spent: list[Usage] = []
         for index in tqdm(range(self.warmup + self.batches), unit="batch", desc="cost", dynamic_ncols=True):
             part = range(index * work.batch, (index + 1) * work.batch)
-            with Passes.counted(work.pipeline.model.network) as passes, measure_usage(work.pipeline.device, counter) as one:
-                work.pipeline.draw(part)
+            with measure_usage(work.pipeline.device, counter) as one:
+                drawn = work.pipeline.draw(part)
             spent += [one] * (index >= self.warmup)
         whole_sampling = {key: subject[key] for key in ("n", "seconds", "joules") if key in subject}
         return Figures(
-            values={"nfe": float(passes.forward), "gradients": float(passes.backward), **per_image(spent, work.batch)},
+            values={"nfe": float(drawn.forward), "gradients": float(drawn.backward), **per_image(spent, work.batch)},
             measure={"device": device_name(work.pipeline.device), "processor": platform.processor() or platform.machine(),
                      "threads": torch.get_num_threads(), "batch": work.batch, "warmup": self.warmup, "batches": self.batches,
                      "precision": work.pipeline.precision.name, "torch": torch.__version__,

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from ebm.train.graph import WARM
+from ebm.graph import WARM
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ NOTE = ("`model=unet` against `model=unet_score`, and `unet_full` against `unet_
         "preconditioning, as energy and as direct score; a step is forward and backward of the denoising loss. In forward "
         "passes a step costs 6 against 3 and ∇E 2 against 1, so 2.0 is the floor of all time ratios. Memory is the peak of a "
         "step of `unet` above what stood before it: {method}. On a GPU both sides are recorded as CUDA graphs, as training's "
-        "step is; sampling launches ∇E from Python, which takes longer where images are few.")
+        "step and sampling's scores are.")
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc reads it when a process starts
 METHOD = {
     "cpu": "resident memory of a fresh process (VmHWM in /proc, with MALLOC_MMAP_THRESHOLD_=65536, so that what is freed "

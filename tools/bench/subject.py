@@ -13,10 +13,10 @@ from ebm.data import Dataset
 from ebm.data.beton import write_beton
 from ebm.data.shapes import shapes
 from ebm.energy import Preconditioned
+from ebm.graph import Recorded
 from ebm.objective import DenoisingScoreMatching
 from ebm.precision import Precision
 from ebm.train.distributed import World
-from ebm.train.graph import Recorded
 from ebm.train.trainer import Trainer
 from launch.config.build import best_precision, build
 from launch.run.folder import RunFolder

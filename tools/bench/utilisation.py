@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from ebm.graph import Recorded
+from ebm.nets.memory_format import memory_format_of
 from ebm.precision import DTYPES
 from tools.bench.measure import Row, Setting, Spread, alternate, at_least, counted, progress, ratio
 from tools.bench.subject import config, dataset, noisy, precisions, step, trainer, training
 
 TITLE = "Use of the machine"
-NOTE = ("Whole training steps (optimiser and average included) of `model=unet_score` at the default batch. The ceiling is "
-        "measured here too: forward and backward of a 3×3 convolution by itself, at each shape that makes at least 5 % of "
-        "the U-Net's arithmetic, in the same precision, batch, memory format and threads. \"Weighted\" is each shape's rate "
-        "in the proportion in which the U-Net uses it; \"fastest shape\" is the highest of these rates, the stricter ceiling. "
-        "FLOPs are counted by torch.utils.flop_counter over forward and backward.")
+NOTE = ("Whole training steps (optimiser and average included) of `model=unet_score`, and on a GPU of `unet_full_score`, "
+        "at the default batch. The ceiling is measured here too: forward and backward of a 3×3 convolution by itself, at "
+        "each shape that makes at least 5 % of the U-Net's arithmetic, in the same precision, batch, memory format and "
+        "threads. \"Weighted\" is each shape's rate in the proportion in which the U-Net uses it; \"fastest shape\" is the "
+        "highest of these rates, the stricter ceiling. FLOPs are counted by torch.utils.flop_counter over forward and "
+        "backward.")
 Shape = tuple[int, int, int, int, int]  # channels in and out, height, width, stride
 
 
@@ -31,14 +34,16 @@ def rows(setting: Setting) -> list[Row]:
         torch.set_num_threads(threads)
         for precision in precisions(setting.device):
             label = precision + (f", {counted(threads)}" if setting.device.type == "cpu" else "")
-            progress(label)
-            lines += shares(label, precision, setting)
+            # The small network's pieces don't fill a GPU, be they alone or in training.
+            for name in ("unet_score", *(["unet_full_score"] if setting.device.type == "cuda" else [])):
+                progress(f"{name}, {label}")
+                lines += shares(name, f"{name}, {label}", precision, setting)
     return lines
 
 
-def shares(label: str, precision: str, setting: Setting) -> list[Row]:
+def shares(name: str, label: str, precision: str, setting: Setting) -> list[Row]:
     """Speed of training and its share of both ceilings."""
-    overrides = ["model=unet_score", f"precision={precision}", *(["budget.batch=32"] if setting.quick else []),
+    overrides = [f"model={name}", f"precision={precision}", *(["budget.batch=32"] if setting.quick else []),
                  *(["cuda_graph=false"] if setting.compile else [])]
     cfg = config(*overrides, device=setting.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -47,9 +52,9 @@ def shares(label: str, precision: str, setting: Setting) -> list[Row]:
     batch, (x, sigma) = int(cfg.budget.batch), noisy(2, device=setting.device)
     each = flops(step(subject.model, batch=2, precision=precision, device=setting.device)) / 2  # type: ignore[arg-type]
     weights = convolutions(subject.model, x, sigma)
-    dtype = DTYPES[precision] or torch.float32
+    dtype, layout = DTYPES[precision] or torch.float32, memory_format_of(*(p for p in subject.parameters if p.dim() == 4))
     cases = {"training": training(subject, noisy(batch, device=setting.device)[0])}
-    cases |= {str(shape): convolution(shape, batch=batch, dtype=dtype, device=setting.device) for shape in weights}
+    cases |= {str(shape): convolution(shape, like=x.to(dtype, memory_format=layout), batch=batch) for shape in weights}
     if setting.compile:
         subject.model.compile()
     seconds = alternate(cases, setting=setting)
@@ -107,15 +112,16 @@ def work(shape: Shape) -> int:
     return 3 * 2 * 9 * before * after * (height // stride) * (width // stride)
 
 
-def convolution(shape: Shape, *, batch: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """Forward and backward of one convolution, to its input and its weight."""
+def convolution(shape: Shape, *, batch: int, like: Tensor) -> Callable[[], object]:
+    """Forward and backward of one convolution, to its input and its weight, in the precision and memory format of ``like``."""
     before, after, height, width, stride = shape
-    x = torch.randn(batch, before, height, width, device=device, dtype=dtype, requires_grad=True)
-    weight = torch.randn(after, before, 3, 3, device=device, dtype=dtype, requires_grad=True)
-    bias = torch.zeros(after, device=device, dtype=dtype)
-    gradient = torch.randn(batch, after, height // stride, width // stride, device=device, dtype=dtype)
+    x, weight, gradient = (
+        torch.randn(size).to(like).to(memory_format=memory_format_of(like)) for size in
+        ((batch, before, height, width), (after, before, 3, 3), (batch, after, height // stride, width // stride)))
+    x.requires_grad_(), weight.requires_grad_()
+    bias = torch.zeros(after).to(like)
 
-    def once() -> None:
-        torch.autograd.grad(F.conv2d(x, weight, bias, stride=stride, padding=1), (x, weight), gradient)
+    def work() -> Tensor:
+        return torch.autograd.grad(F.conv2d(x, weight, bias, stride=stride, padding=1), (x, weight), gradient)[0]
 
-    return once
+    return Recorded(work, []) if like.is_cuda else work  # as training's step is: launching takes longer than the work

@@ -1,5 +1,5 @@
-"""A training step's work on a GPU, recorded once as a CUDA graph and replayed: launching it from Python, kernel by kernel,
-takes longer than the work itself where images are few or small."""
+"""Work on a GPU, recorded once as a CUDA graph and replayed: a training step's, or a score. Launching it from Python, kernel by
+kernel, takes longer than the work itself where images are few or small."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -66,6 +66,6 @@ class Recorded:
         except RuntimeError as error:
             cause = str(error.__context__ or error)  # ending a failed recording raises an error of its own
             why = next(iter(cause.splitlines()), "")
-            message = f"cuda_graph: the step can't be recorded ({why}); start again with cuda_graph=false"
+            message = f"cuda_graph: this model can't be recorded ({why}); start again with cuda_graph=false"
             raise NotRecordableError(message) from error
         self.graph, self.gradients = graph, [parameter.grad for parameter in self.parameters]
