@@ -181,6 +181,22 @@ def test_check_refuses_a_cnn_with_a_head_that_needs_images(head: object) -> None
         check_shapes(Energy(NETWORKS["cnn"](), head, sigma_data=SIGMA_DATA), SHAPE)
 
 
+@pytest.mark.parametrize(("network", "head"), [("cnn_sigma", "pooled"), ("unet", "inner_product"), ("unet", "direct")])
+def test_compiled_it_trains_the_same(network: str, head: str) -> None:
+    """As `compile=true` does it, but for the compiler's last stage, which writes C++ or Triton and takes minutes."""
+    objective, x = DenoisingScoreMatching(weighting=EDM(sigma_data=SIGMA_DATA)), SIGMA_DATA * normal(5, *SHAPE, seed=1)
+    seen = []
+    for compiled in (False, True):
+        model = build(network, head)
+        if compiled:
+            model.compile(backend="aot_eager")
+        losses = objective(model, x, SIGMAS, normal(5, *SHAPE, seed=2))
+        losses.mean().backward()
+        seen.append([losses.detach(), *(parameter.grad for parameter in model.parameters())])
+    for ours, true in zip(*seen, strict=True):
+        assert_close(ours, true)
+
+
 def test_check_refuses_a_cnn_as_a_direct_score() -> None:
     with pytest.raises(ValueError, match="U-Net"):
         check_shapes(DirectScore(NETWORKS["cnn"](), sigma_data=SIGMA_DATA), SHAPE)
