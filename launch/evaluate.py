@@ -26,14 +26,15 @@ from omegaconf import DictConfig
 
 from ebm.data import Dataset
 from ebm.files import write_atomically
+from ebm.graph import NotRecordableError
 from ebm.train.distributed import World
 from launch.config.build import make_folder, place, plain
 from launch.drawing.batches import digest
 from launch.drawing.sampling import check_agreement, identity, prepare, sample_stem
 from launch.entry import run
-from launch.job.faults import BAD_INPUT, Refused, checking, record_failures
+from launch.job.faults import BAD_INPUT, Refused, checking, record_failures, refuse
 from launch.job.preflight import processes
-from launch.job.process import STOP_SIGNALS, leave_verdict
+from launch.job.process import STOP_SIGNALS, leave_verdict, node_name
 from launch.metrics.evaluation import Metric, Work, write_record
 from launch.metrics.selection import naming_argument, select_metrics
 from launch.run.folder import RunFolder
@@ -111,6 +112,10 @@ def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         leave_verdict("failed")  # it would fail again
         raise Refused(BAD_INPUT, str(error)) from error
+    except NotRecordableError as error:
+        refuse(f"rank {work.world.rank} on {node_name()}: {error}", code=1, alone=True)
+    finally:
+        work.pipeline.recorded.release()
     if metric.of_samples:
         work.samples()  # on every process, as the record describes them
     work.world.barrier()  # all processes have read the batches

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,17 +15,22 @@ import numpy as np
 import pytest
 import torch
 from measured import CPU, Energy, Score, work
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from ebm.evaluate import power
 from ebm.evaluate.power import Usage, gpu_counter, joule_counter, measure_usage, total
+from ebm.graph import NotRecordableError
 from ebm.model import has_energy
 from ebm.samplers.annealed import annealed_langevin
 from ebm.samplers.metropolis import metropolis_annealed
 from ebm.samplers.ode import heun
 from ebm.schedule import Karras
+from launch.config.settings import sampling_graph
 from launch.drawing.batches import Drawn, batch_file, compute_batches, draw_batch
 from launch.drawing.recorded import recorded
+from launch.drawing.sampling import draw_batches
+from launch.job.faults import Refused
 from launch.metrics.cost import Cost, per_image
 from launch.metrics.evaluation import Work
 
@@ -158,15 +164,51 @@ def test_a_recorded_score_gives_the_same_images_at_the_same_cost(
 ) -> None:
     monkeypatch.setattr("launch.drawing.recorded.Recorded", Tape)
     pipeline = work(tmp_path, model(), sampler=sampler).pipeline
-    recorded = replace(pipeline, cuda_graph=True)
+    fast = replace(pipeline, cuda_graph=True)
     for part in (range(3), range(3, 6), range(6, 8)):  # recorded in the first, replayed in the second, of another size
-        one, other = pipeline.draw(part), recorded.draw(part)
+        one, other = pipeline.draw(part), fast.draw(part)
         assert torch.equal(one.pixels, other.pixels)
         assert (one.forward, one.backward) == (other.forward, other.backward)
-    assert recorded.recorded.replayed.forward > 0
-    assert len({key[1] for key in recorded.recorded.graphs}) == 2, "a graph for each size of batch"
-    recorded.recorded.release()
-    assert not recorded.recorded.graphs
+    assert fast.recorded.replayed.forward > 0
+    assert len({key[1] for key in fast.recorded.graphs}) == 1, "graphs of another size of batch hold memory"
+    fast.recorded.release()
+    assert not fast.recorded.graphs
+
+
+@pytest.mark.parametrize(("asked", "trained", "gpu", "expected"), [
+    ("auto", "auto", True, True), ("auto", "auto", False, False), ("auto", False, True, False), ("auto", None, True, True),
+    (True, False, True, True), (False, True, True, False), (None, "auto", True, False)])
+def test_scores_are_recorded_where_training_was(asked: Any, trained: Any, gpu: bool, expected: bool) -> None:
+    cfg, run = (OmegaConf.create({} if one is None else {"cuda_graph": one}) for one in (asked, trained))
+    assert sampling_graph(cfg, run, gpu=gpu) == expected
+
+
+def test_graphs_are_released_when_all_is_drawn_and_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = work(tmp_path, Score(), sampler=HEUN)
+    pipeline = replace(given.pipeline, cuda_graph=True)
+    cfg = OmegaConf.create({"n": 5, "batch": 3, "seed": 0, "ema": 0, "sampler": {}, "out": str(tmp_path / "out")})
+    monkeypatch.setattr("launch.drawing.recorded.Recorded", Tape)
+    draw_batches(cfg, pipeline, given.world)
+    assert pipeline.recorded.replayed.forward > 0 and not pipeline.recorded.graphs
+
+    class Unrecordable(Tape):
+        def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+            raise NotRecordableError("cuda_graph: this model can't be recorded (why)")
+
+    monkeypatch.setattr("launch.drawing.recorded.Recorded", Unrecordable)
+    cfg.seed = 1
+    with pytest.raises(Refused):
+        draw_batches(cfg, pipeline, given.world)
+    assert re.fullmatch(r"error: rank 0 on \S+: cuda_graph: this model can't be recorded \(why\) \(in a study, .*\)",
+                        capsys.readouterr().err.splitlines()[-1])
+
+
+def test_the_time_of_replayed_scores_is_another_figure(tmp_path: Path) -> None:
+    given, metric = work(tmp_path, Score(), sampler=HEUN), Cost(warmup=0, batches=1)
+    fast = replace(given, pipeline=replace(given.pipeline, cuda_graph=True))
+    assert (metric.inputs(given), metric.inputs(fast)) == ([], ["cuda_graph"])
 
 
 def test_where_gradients_are_enabled_a_recorded_score_is_the_models_own() -> None:

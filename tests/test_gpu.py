@@ -177,12 +177,12 @@ def test_recorded_scores_draw_the_images_of_those_that_are_not(sampler: Any, pre
         model=Energy(network()[0], inner_product, sigma_data=0.5).cuda(), shape=(3, 16, 16), seed=0, cuda_graph=False,
         sampler=partial(sampler, grid=Karras(sigma_min=0.02, sigma_max=5, rho=7)), precision=Precision(name=precision),
         device=torch.device("cuda"))
-    recorded = replace(pipeline, cuda_graph=True)
+    fast = replace(pipeline, cuda_graph=True)
     for part in (range(4), range(4, 8), range(8, 10)):
-        one, other = pipeline.draw(part), recorded.draw(part)
+        one, other = pipeline.draw(part), fast.draw(part)
         assert torch.equal(one.pixels, other.pixels)
         assert (one.forward, one.backward, one.not_finite) == (other.forward, other.backward, 0)
-    assert recorded.recorded.replayed.backward > 0
+    assert fast.recorded.replayed.backward > 0
 
 
 @gpu

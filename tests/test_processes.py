@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ONE_THREAD, ROOT, Command, final_state, fingerprint
 
-from ebm.train.distributed import choose_device
+from ebm.train.distributed import choose_device, join
 
 STEPS, BATCH = 20, 8
 LENGTH = f"budget.images={STEPS * BATCH}"
@@ -158,6 +158,16 @@ def test_each_process_takes_its_own_gpu(
 ) -> None:
     pretend_gpus(monkeypatch, count=count, bound=bound)
     assert str(choose_device("auto", rank)) == device
+
+
+def test_on_a_gpu_cudnn_adds_up_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, count=2, bound="")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with join(device="cuda", timeout_seconds=1, peers_seconds=1) as world:
+        assert (str(world.device), torch.backends.cudnn.deterministic) == ("cuda:0", True)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -47,8 +47,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def weights(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(qᵀk) over the keys, (B, N, N), in q's dtype: its kernels add up in float32 by themselves, so what autocast does,
-    copying to float32 and back, would change no bit."""
+    """softmax(qᵀk) over the keys, (B, N, N), in q's dtype: its kernels add up in float32 by themselves, so copying to float32
+    and back, as autocast does, would gain nothing."""
     p: Tensor = aten._softmax(torch.bmm(q.mT, k), -1, False)
     return p
 

@@ -1,5 +1,5 @@
-"""A model whose score and energy are replayed as CUDA graphs: for few images, launching them from Python takes up to ten times
-as long as the work (docs/bench.md)."""
+"""A model whose score and energy are replayed as CUDA graphs: for few images, launching them from Python takes up to eleven
+times as long as the work (docs/bench.md)."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,20 +10,20 @@ from torch import Tensor
 from ebm.energy import Preconditioned
 from ebm.evaluate.power import Passes
 from ebm.graph import Recorded
-from ebm.model import has_energy
+from ebm.model import has_energy, levels_of
 
 
 class RecordedScore:
     """The score of a model on a GPU, bit for bit; where gradients are enabled, it is not replayed.
 
-    ``replayed`` counts the passes through the network that its hooks don't see. Each shape of images has a graph, which holds
-    memory until `release`. Raises NotRecordableError where the model reads numbers back from the device.
+    ``replayed`` counts the passes through the network that its hooks don't see. The graphs, of one shape of images at a time,
+    hold memory until `release`. Raises NotRecordableError where the model reads numbers back from the device.
     """
 
     def __init__(self, model: Preconditioned) -> None:
         self.model = model
         self.replayed = Passes()
-        self.graphs: dict[object, tuple[Recorded, Passes]] = {}
+        self.graphs: dict[tuple[str, object], tuple[Recorded, Passes]] = {}
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The model's score, (B, C, H, W), (B,) -> (B, C, H, W)."""
@@ -33,8 +33,10 @@ class RecordedScore:
         """``method(x, sigma)`` of the model."""
         if torch.is_grad_enabled():
             return method(x, sigma)
-        key = method.__name__, x.shape, x.dtype, x.stride()
+        sigma = levels_of(x, sigma)
+        key = method.__name__, (x.shape, x.dtype, x.stride())
         if key not in self.graphs:
+            self.graphs = {other: graph for other, graph in self.graphs.items() if other[1] == key[1]}  # frees their memory
             self.graphs[key] = Recorded(uncached(method), []), Passes()
         recorded, passes = self.graphs[key]
         if recorded.graph is None:

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def prepare(cfg: DictConfig, world: World) -> Pipeline:
         checkpoint=checkpoint, step=step,
         cuda_graph=sampling_graph(cfg, config, gpu=world.device.type == "cuda"))
     with naming("sampler."):  # samplers check their arguments when they are called
-        pipeline.trajectory(range(1))
+        replace(pipeline, cuda_graph=False).trajectory(range(1))
     return pipeline
 
 
@@ -89,7 +90,7 @@ def draw_batches(cfg: DictConfig, pipeline: Pipeline, world: World) -> Path:
         compute_batches(folder, cfg.n, batch=cfg.batch, world=world, label="sample",
                         compute=lambda part: draw_batch(pipeline, part))
     except NotRecordableError as error:  # of this process alone
-        refuse(f"rank {world.rank} on {node_name()}: {error}", code=1, alone=True)
+        refuse(f"rank {world.rank} on {node_name()}: {error} (in a study, sample.cuda_graph=false)", code=1, alone=True)
     pipeline.recorded.release()  # its memory may be needed for what is measured next
     return folder
 
@@ -121,6 +122,7 @@ def write_samples(cfg: DictConfig, pipeline: Pipeline, *, batches: Path) -> Path
         "run": str(cfg.run), "sampler": HydraConfig.get().runtime.choices["sampler"], "version": version(),
         **identity(cfg, pipeline), "nfe": drawn.nfe, "gradients": drawn.gradients, "not_finite": drawn.not_finite,
         "seconds": round(drawn.seconds, 3), "joules": drawn.joules, "time": round(time.time(), 2),
+        **({"cuda_graph": True} if pipeline.cuda_graph else {}),  # which changes the seconds alone
         "trajectory": {"path": film, "rows": drawn.rows, "frames": drawn.frames}, **results}
     write_atomically(folder / f"{stem}.json", (json.dumps(protocol, indent=1) + "\n").encode())
     write_atomically(folder / f"{stem}.npz", buffer.getbuffer())  # last: its presence marks a point of a study as done

@@ -36,6 +36,10 @@ class Cost:
             raise ValueError(f"samples: {work.cfg.samples} is not accepted by the metric cost; a file's images may come "
                              "from any sampler")
 
+    def inputs(self, work: Work) -> list[str]:
+        """Whether the score is replayed, which changes its time and nothing else."""
+        return ["cuda_graph"] if work.pipeline.cuda_graph else []
+
     def __call__(self, work: Work) -> Figures | None:
         """The figures, on rank 0, whose device alone is measured while the others wait."""
         subject = work.samples().subject  # before the measurement, so that all processes have finished drawing
@@ -54,6 +58,7 @@ class Cost:
             measure={"device": device_name(work.pipeline.device), "processor": platform.processor() or platform.machine(),
                      "threads": torch.get_num_threads(), "batch": work.batch, "warmup": self.warmup, "batches": self.batches,
                      "precision": work.pipeline.precision.name, "torch": torch.__version__,
+                     **({"cuda_graph": True} if work.pipeline.cuda_graph else {}),
                      "images": list(work.pipeline.shape)},
             details={"nfe": NFE, "batch_seconds": [one.seconds for one in spent], "batch_joules": [one.joules for one in spent],
                      "joules": "the whole GPU's, idle draw included" if not reason else f"not told: {reason}",

@@ -132,7 +132,7 @@ def draw_samples(work: Work) -> Samples:
                              f"them would be meaningful; python launch/diagnose.py run={cfg.run} says why")
     with np.load(protocol.with_suffix(".npz")) as content:
         images = torch.from_numpy(content["images"]).permute(0, 3, 1, 2).contiguous()
-    keys = ("sampler", "settings", "n", "seed", "batch", "nfe", "gradients", "seconds", "joules")
+    keys = ("sampler", "settings", "n", "seed", "batch", "nfe", "gradients", "seconds", "joules", "cuda_graph")
     return Samples(images=images, subject={key: about[key] for key in keys if key in about})
 
 

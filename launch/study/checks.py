@@ -16,7 +16,7 @@ from ebm.precision import Precision
 from ebm.sampling import batches_of, trajectory
 from ebm.train.distributed import World, check_device_name
 from launch.config.build import build, naming, plain, seed
-from launch.config.settings import check_settings, precision
+from launch.config.settings import check_settings, precision, switch
 from launch.job.faults import missing_value
 from launch.run.make import find_init, load_init, open_dataset, open_datasets
 from launch.tracking.track import tracking_of
@@ -97,6 +97,7 @@ def check_sampler(text: str) -> None:
         plain(cfg, "ema", int, least=0, most=cfg.averages - 1)
         precision(cfg, torch.device("cpu"))
         check_device_name(cfg.device)
+        switch(cfg, "cuda_graph", auto=False)
     model, sampler = build_on_meta(OmegaConf.to_yaml(cfg.model)), build(cfg.sampler, key="sampler")
     with naming("sampler."):
         trajectory(model, sampler, shape=(1, 8, 8), indices=[0], seed=0, device=torch.device("cpu"))

@@ -82,7 +82,8 @@ def make_points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequen
             full = (*full, f"label={sha256_of(config_text(evaluation))[:8]}")
             drawing += tuple(f"{name}={evaluation[name]}" for name in ("n", "batch") if name not in {*map(key, drawing)})
         settings = composed("sample", drawing)
-        drawn = OmegaConf.masked_copy(settings, ["sampler", "n", "batch", "seed", "ema", "precision", "device"])
+        drawn = OmegaConf.masked_copy(settings, ["sampler", "n", "batch", "seed", "ema", "precision", "device",
+                                                   "cuda_graph"])
         of = {name: configs[train][name] for name in ("model", "averages")}
         check("sample", OmegaConf.to_yaml(OmegaConf.merge(drawn, of)))
         choice = next((one.split("=", 1)[1] for one in full if key(one) == "sampler"), "default")
@@ -95,8 +96,8 @@ def make_points(jobs: Sequence[Sequence[str]], *, compose: Callable[[str, Sequen
 
 
 def config_text(cfg: DictConfig) -> str:
-    """A config as text, without the settings of tracking."""
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "track"]))
+    """A config as text, without what changes no result."""
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in ("track", "cuda_graph")]))
 
 
 def run_name(overrides: tuple[str, ...], cfg: DictConfig, *, sha256: str, code: str) -> str:

@@ -252,7 +252,7 @@ class Study:
 
     def save(self) -> None:
         """Writes study.json, all that `launch/status.py` needs."""
-        content = {"command": [one for one in sys.argv[1:] if not one.startswith(("code=", "again="))],  # status.py appends
+        content = {"command": [one for one in sys.argv[1:] if not one.startswith(("code=", "again="))],  # by status.py
             "code": self.code.name, "cwd": os.getcwd(), "created": time.strftime("%Y-%m-%d %H:%M:%S"),
             "points": [{"kind": point.kind, "label": point.label, "of": point.of.label if point.of else "",
                         "folder": str(point.folder), "steps": point.steps, "batch": point.batch, "job": self.jobs[point.folder],

@@ -23,6 +23,8 @@ from launch.run.folder import RunFolder
 from launch.run.make import make_model, make_trainer, resolve
 from tools.bench.measure import ROOT
 
+torch.backends.cudnn.deterministic = True  # as `ebm.train.distributed.join` has it
+
 
 def config(*overrides: str, device: torch.device) -> DictConfig:
     """configs/train.yaml with overrides, every reference followed and `precision=auto` decided."""
