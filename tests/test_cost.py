@@ -30,6 +30,7 @@ from launch.config.settings import sampling_graph
 from launch.drawing.batches import Drawn, batch_file, compute_batches, draw_batch
 from launch.drawing.recorded import recorded
 from launch.drawing.sampling import draw_batches
+from launch.evaluate import evaluate
 from launch.job.faults import Refused
 from launch.metrics.cost import Cost, per_image
 from launch.metrics.evaluation import Work
@@ -209,6 +210,24 @@ def test_the_time_of_replayed_scores_is_another_figure(tmp_path: Path) -> None:
     given, metric = work(tmp_path, Score(), sampler=HEUN), Cost(warmup=0, batches=1)
     fast = replace(given, pipeline=replace(given.pipeline, cuda_graph=True))
     assert (metric.inputs(given), metric.inputs(fast)) == ([], ["cuda_graph"])
+
+
+@pytest.mark.parametrize("of_samples", [True, False])
+def test_metrics_are_computed_in_a_fixed_order_and_those_of_the_model_in_float32(of_samples: bool, tmp_path: Path) -> None:
+    given, seen = work(tmp_path, Score(), sampler=HEUN), []
+
+    class Probe:
+        def __call__(self, _: Work) -> None:
+            seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+            raise ValueError("seen enough")
+
+    probe = Probe()
+    probe.of_samples = of_samples  # type: ignore[attr-defined]
+    cfg = OmegaConf.merge(given.cfg, {"samples": "given.npz", "again": False, "n": 5, "batch": 5, "seed": 0, "sampler": {}})
+    given.kept["samples"] = SimpleNamespace(subject={"sha256": "0"})  # type: ignore[assignment]
+    with pytest.raises(Refused):
+        evaluate(replace(given, cfg=cfg), "probe", probe, None)  # type: ignore[arg-type]
+    assert seen == [(True, of_samples)]
 
 
 def test_where_gradients_are_enabled_a_recorded_score_is_the_models_own() -> None:
