@@ -26,15 +26,14 @@ from omegaconf import DictConfig
 
 from ebm.data import Dataset
 from ebm.files import write_atomically
-from ebm.graph import NotRecordableError
 from ebm.train.distributed import World
 from launch.config.build import make_folder, place, plain
 from launch.drawing.batches import digest
 from launch.drawing.sampling import check_agreement, identity, prepare, sample_stem
 from launch.entry import run
-from launch.job.faults import BAD_INPUT, Refused, checking, record_failures, refuse
+from launch.job.faults import BAD_INPUT, Refused, checking, record_failures, recording
 from launch.job.preflight import processes
-from launch.job.process import STOP_SIGNALS, leave_verdict, node_name
+from launch.job.process import STOP_SIGNALS, leave_verdict
 from launch.metrics.evaluation import Metric, Work, write_record
 from launch.metrics.selection import naming_argument, select_metrics
 from launch.run.folder import RunFolder
@@ -105,15 +104,14 @@ def evaluate(work: Work, name: str, metric: Metric, tracking: Tracking) -> Path:
     work = replace(work, stem=stem)
     try:
         # Metrics of the model itself are computed in float32; cuDNN's default on a GPU is TF32.
-        cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=metric.of_samples)
-        with cudnn, naming_argument(name, metric):
+        cudnn = torch.backends.cudnn
+        flags = cudnn.flags(enabled=True, deterministic=cudnn.deterministic, allow_tf32=metric.of_samples)
+        with flags, recording(work.world, key="sample.cuda_graph"), naming_argument(name, metric):
             figures = metric(work)
     except ValueError as error:  # the other processes notice that this one has ended
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         leave_verdict("failed")  # it would fail again
         raise Refused(BAD_INPUT, str(error)) from error
-    except NotRecordableError as error:
-        refuse(f"rank {work.world.rank} on {node_name()}: {error}", code=1, alone=True)
     finally:
         work.pipeline.recorded.release()
     if metric.of_samples:

@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
 from omegaconf import DictConfig
 
-from ebm.graph import NotRecordableError
 from ebm.train.checkpoint import load
 from ebm.train.distributed import device_name
 from ebm.train.metrics import Metrics
@@ -30,7 +29,7 @@ from launch.config.build import place
 from launch.config.settings import setting
 from launch.entry import run
 from launch.job.clock import Start
-from launch.job.faults import checking, record_failures, refuse, watchdog
+from launch.job.faults import checking, record_failures, recording, refuse, watchdog
 from launch.job.preflight import check_data, check_devices, check_node, processes
 from launch.job.process import STOP_SIGNALS, job_number, leave_verdict, node_name
 from launch.run.folder import RunFolder
@@ -85,11 +84,10 @@ def main(cfg: DictConfig) -> None:
         metrics, begun = Metrics(folder.metrics_file), trainer.step
         trainer.alive = first_steps(beat, start, trainer, metrics, init=init)
         try:
-            done = trainer.fit(make_batches(cfg, trainer, train))
+            with recording(world):
+                done = trainer.fit(make_batches(cfg, trainer, train))
         except NonFiniteError as error:  # of the sum of all processes, so that all end so
             refuse(str(error), code=1, world=world)
-        except NotRecordableError as error:  # of this process alone: another's GPU may have more memory
-            refuse(f"rank {world.rank} on {node_name()}: {error}", code=1, alone=True)
         # As a shell reports a signal, so that what was to follow the training does not.
         how, code = ("trained", 0) if done else ("stopped", 128 + (asked or [signal.SIGTERM])[-1])
         if world.is_main:

@@ -213,7 +213,10 @@ def test_the_time_of_replayed_scores_is_another_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("of_samples", [True, False])
-def test_metrics_are_computed_in_a_fixed_order_and_those_of_the_model_in_float32(of_samples: bool, tmp_path: Path) -> None:
+def test_metrics_are_computed_in_a_fixed_order_and_those_of_the_model_in_float32(
+    of_samples: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as `join` has it on a GPU
     given, seen = work(tmp_path, Score(), sampler=HEUN), []
 
     class Probe:

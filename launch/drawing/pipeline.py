@@ -5,7 +5,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -54,15 +54,14 @@ class Pipeline:
 
     def draw(self, part: range, film: Film | None = None) -> Images:
         """The images of these numbers; ``film`` is shown every step."""
-        before = replace(self.recorded.replayed)
+        self.recorded.replayed = replayed = Passes()
         with Passes.counted(self.model.network) as passes, self.precision.autocast(self.device):
             for step in self.trajectory(part):
                 if film is not None:
                     film.show(step)
-        replayed = self.recorded.replayed
         return Images(pixels=to_uint8(step.x).cpu(), not_finite=int((~step.x.isfinite().flatten(1).all(1)).sum()),
-                      forward=passes.forward + replayed.forward - before.forward,
-                      backward=passes.backward + replayed.backward - before.backward)
+                      forward=passes.forward + replayed.forward,
+                      backward=passes.backward + replayed.backward)
 
 
 @dataclass(frozen=True, kw_only=True)

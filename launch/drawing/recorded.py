@@ -16,8 +16,8 @@ from ebm.model import has_energy, levels_of
 class RecordedScore:
     """The score of a model on a GPU, bit for bit; where gradients are enabled, it is not replayed.
 
-    ``replayed`` counts the passes through the network that its hooks don't see. The graphs, of one shape of images at a time,
-    hold memory until `release`. Raises NotRecordableError where the model reads numbers back from the device.
+    ``replayed`` counts a batch's passes through the network that its hooks don't see. The graphs, of one shape of images at a
+    time, hold memory until `release`. Raises NotRecordableError where the model reads numbers back from the device.
     """
 
     def __init__(self, model: Preconditioned) -> None:

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from ebm.data import to_float
 from ebm.files import write_atomically
-from ebm.graph import NotRecordableError
 from ebm.pictures import save_grid
 from ebm.precision import Precision
 from ebm.train.distributed import World, device_name
@@ -23,8 +22,7 @@ from launch.config.build import build, naming, plain, seed
 from launch.config.settings import precision, sampling_graph
 from launch.drawing.batches import Drawn, compute_batches, delete_batches, digest, draw_batch
 from launch.drawing.pipeline import Pipeline
-from launch.job.faults import refuse
-from launch.job.process import node_name
+from launch.job.faults import recording
 from launch.run.folder import RunFolder
 from launch.run.make import load_model
 from launch.run.version import version
@@ -86,11 +84,9 @@ def draw_batches(cfg: DictConfig, pipeline: Pipeline, world: World) -> Path:
     about = [3, identity(cfg, pipeline) | {"device": pipeline.device.type},
              pipeline.task and [pipeline.task.name, pipeline.task.identity]]
     folder = world.broadcast_object(Path(cfg.out) / f".{digest(about)}")  # as rank 0 names it: paths may differ
-    try:
+    with recording(world, key="sample.cuda_graph"):
         compute_batches(folder, cfg.n, batch=cfg.batch, world=world, label="sample",
                         compute=lambda part: draw_batch(pipeline, part))
-    except NotRecordableError as error:  # of this process alone
-        refuse(f"rank {world.rank} on {node_name()}: {error} (in a study, sample.cuda_graph=false)", code=1, alone=True)
     pipeline.recorded.release()  # its memory may be needed for what is measured next
     return folder
 

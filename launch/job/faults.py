@@ -64,6 +64,18 @@ def refuse(message: str, *, code: int = BAD_INPUT, world: World | None = None, a
     raise Refused(code, message)
 
 
+@contextlib.contextmanager
+def recording(world: World, *, key: str = "cuda_graph") -> Iterator[None]:
+    """Context in which work that can't be recorded ends this process in one line: this one alone, as another's GPU may have
+    more memory. ``key`` is that of a study."""
+    from ebm.graph import NotRecordableError  # only here: it imports PyTorch, which a login node does without
+
+    try:
+        yield
+    except NotRecordableError as error:
+        refuse(f"rank {world.rank} on {node_name()}: {error} (in a study, {key}=false)", code=1, alone=True)
+
+
 def missing_value(error: Exception) -> str:
     """OmegaConf's error about a mandatory value, or a reference to a key that isn't there, as a line that says what is missing;
     "" for any other error."""

@@ -229,8 +229,7 @@ class Study:
         """What would be submitted: jobs, arrays, dependencies, header and the maximal cost."""
         lines = [f"{'point':<60} {'kind':<7} {'job':<24} after"]
         for number, array in enumerate(arrays, 1):
-            lines += [f"{point.title:<60.60} {array.kind:<7} "
-                      f"array {number} element {index:<8} {array.waits(arrays)}"
+            lines += [f"{point.title:<60.60} {array.kind:<7} array {number} element {index:<8} {array.waits(arrays)}"
                       for index, point in enumerate(array.points)]
         rest = [point for point in self.points if self.jobs[point.folder]]
         lines += [f"{point.label:<60.60} {point.kind:<7} {self.jobs[point.folder]}" for point in rest]
@@ -252,7 +251,8 @@ class Study:
 
     def save(self) -> None:
         """Writes study.json, all that `launch/status.py` needs."""
-        content = {"command": [one for one in sys.argv[1:] if not one.startswith(("code=", "again="))],  # by status.py
+        content = {
+            "command": [one for one in sys.argv[1:] if not one.startswith(("code=", "again="))],  # which status.py appends
             "code": self.code.name, "cwd": os.getcwd(), "created": time.strftime("%Y-%m-%d %H:%M:%S"),
             "points": [{"kind": point.kind, "label": point.label, "of": point.of.label if point.of else "",
                         "folder": str(point.folder), "steps": point.steps, "batch": point.batch, "job": self.jobs[point.folder],
